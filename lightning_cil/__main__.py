@@ -1,0 +1,64 @@
+"""The command `lightning-cil`. Help and version are answered without importing torch."""
+
+import sys
+from collections.abc import Sequence
+
+USAGE = """\
+usage: lightning-cil COMMAND [options]
+
+Class-incremental learning on PyTorch Lightning: one command trains and scores a stream of tasks.
+
+commands:
+  fit        train and score a stream        lightning-cil fit --config examples/quickstart.yaml
+  validate   score a checkpoint on the held-out data
+  test       score a checkpoint on the test data of every task
+  predict    classify a folder of images     lightning-cil predict --config RUN/config.yaml \\
+                                                 --ckpt_path RUN/checkpoints/last.ckpt --images FOLDER
+  methods    list the methods
+  data       list the data sets
+
+options:
+  -h, --help     this text; `lightning-cil COMMAND --help` lists the options of a command
+  --version      the version
+  --debug        show the Python traceback of an error (before or after the command)
+"""
+
+COMMANDS = ("fit", "validate", "test", "predict", "methods", "data")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments without the program's name; by default those of this process.
+
+    Returns:
+        Exit status: 0, 1 for an error, 2 for wrong usage.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"lightning-cil {version('lightning-cil')}")
+        return 0
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] not in COMMANDS:
+        from difflib import get_close_matches
+
+        given = arguments[0] if arguments else ""
+        hint = "".join(f" Did you mean {m!r}?" for m in get_close_matches(given, COMMANDS, 1))
+        print(
+            f"lightning-cil: unknown command {given!r}; expected one of {', '.join(COMMANDS)}.{hint}", file=sys.stderr
+        )
+        return 2
+    from lightning_cil.cli import run
+
+    return run(arguments, debug=debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The only file that knows Lightning's private names; `tests/test_compat.py` is their contract test.
+
+What a stream needs that the public API does not give: several complete runs inside one launch, each with fresh
+epoch counters and the global step going on, and a restore that takes over everything but a finished optimizer.
+Read against lightning 2.6.6.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+
+PRIVATE_NAMES = {
+    "Trainer": ["_fit_impl", "_run", "_data_connector", "_checkpoint_connector"],
+    "fit_loop": ["max_epochs", "epoch_progress", "epoch_loop", "load_state_dict", "_combined_loader_states_to_load"],
+    "epoch_loop": ["max_steps", "automatic_optimization", "val_loop"],
+    "checkpoint_connector": [
+        "_select_ckpt_path",
+        "resume_start",
+        "resume_end",
+        "restore_model",
+        "restore_datamodule",
+        "restore_callbacks",
+    ],
+}
+"""Checked by the contract test: owner -> attributes."""
+
+
+def select_checkpoint(trainer: Trainer, ckpt_path: Any) -> Any:
+    """Resolve `ckpt_path` ("last", "hpc", a path) once for the whole stream, as Lightning would for a fit."""
+    return trainer._checkpoint_connector._select_ckpt_path(
+        trainer.state.fn, ckpt_path, model_provided=True, model_connected=True
+    )
+
+
+def attach(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule) -> None:
+    """Link module and data to the trainer; drops loaders that the loops cached."""
+    trainer._data_connector.attach_data(module, datamodule=datamodule)
+
+
+def run_fit(
+    trainer: Trainer, module: LightningModule, datamodule: LightningDataModule, epochs: int, ckpt_path: Any
+) -> None:
+    """One complete training run of `epochs` epochs with counters that start at 0 (unless `ckpt_path` says else)."""
+    loop = trainer.fit_loop
+    if ckpt_path is None:
+        loop.epoch_progress.reset_on_run()
+    loop.max_epochs = epochs
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        loop.max_epochs = 1
+        loop.epoch_loop.max_steps = trainer.global_step + int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
+    trainer.training, trainer.should_stop = True, False
+    attach(trainer, module, datamodule)
+    with _quiet():
+        trainer._run(module, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    trainer.training = False
+
+
+def run_test(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule) -> None:
+    """One complete evaluation run over all test loaders."""
+    verbose, trainer.test_loop.verbose = trainer.test_loop.verbose, False
+    trainer.state.fn, trainer.state.status = TrainerFn.TESTING, TrainerStatus.RUNNING
+    trainer.testing = True
+    attach(trainer, module, datamodule)
+    try:
+        with _quiet():
+            trainer._run(module)
+    finally:
+        trainer.test_loop.verbose = verbose
+    trainer.testing = False
+    trainer.state.fn = TrainerFn.FITTING
+
+
+def connect(trainer: Trainer, module: LightningModule) -> None:
+    """Make `module` the strategy's model, before anything has run."""
+    trainer.strategy.connect(module)
+
+
+def restore_finished_task(trainer: Trainer, ckpt_path: Any) -> None:
+    """Take over a checkpoint that was written between two stages: everything but optimizer and epoch position."""
+    connector = trainer._checkpoint_connector
+    connector.resume_start(ckpt_path, weights_only=True)
+    connector.restore_model()
+    connector.restore_datamodule()
+    connector.restore_callbacks()
+    loop = trainer.fit_loop
+    loop.load_state_dict(connector._loaded_checkpoint["loops"]["fit_loop"])
+    loop._combined_loader_states_to_load = []
+    stack = [loop]
+    while stack:  # nothing is restarted: the next stage begins at its beginning
+        current = stack.pop()
+        current._restarting = current._loaded_from_state_dict = current._resuming_from_checkpoint = False
+        stack += [child for child in vars(current).values() if hasattr(child, "_loaded_from_state_dict")]
+    connector.resume_end()
+    connector._ckpt_path = None
+
+
+@contextmanager
+def without_optimizers(trainer: Trainer) -> Iterator[None]:
+    """Checkpoints written between stages hold no optimizer state: the next stage makes its own."""
+    strategy = trainer.strategy
+    optimizers, configs = strategy._optimizers, strategy.lr_scheduler_configs
+    strategy._optimizers, strategy.lr_scheduler_configs = [], []
+    try:
+        yield
+    finally:
+        strategy._optimizers, strategy.lr_scheduler_configs = optimizers, configs
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # frozen parts are in eval mode on purpose, and a short stage is no mistake
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")  # no held-out data
+        warnings.filterwarnings(
+            "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated"
+        )  # torch's, ours not
+        warnings.filterwarnings("ignore", message=r"The number of training batches \(\d+\) is smaller than the logging")
+        yield

@@ -1,0 +1,28 @@
+"""Trainer-time behaviour: memory, old model, staged freezing, and what a run writes and shows."""
+
+from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.checkpoint import StreamCheckpoint
+from lightning_cil.callbacks.freezing import StagedFreezing
+from lightning_cil.callbacks.monitors import EarlyStopping, ModelCheckpoint
+from lightning_cil.callbacks.progress import StreamProgressBar
+from lightning_cil.callbacks.random_state import RandomState
+from lightning_cil.callbacks.replay import ReplayBuffer
+from lightning_cil.callbacks.results import ResultsWriter
+from lightning_cil.callbacks.stream_state import StreamState
+from lightning_cil.callbacks.summary import StreamSummary
+from lightning_cil.callbacks.teacher import Teacher
+
+__all__ = [
+    "EarlyStopping",
+    "ModelCheckpoint",
+    "RandomState",
+    "ReplayBuffer",
+    "ResultsWriter",
+    "StagedFreezing",
+    "StreamCallback",
+    "StreamCheckpoint",
+    "StreamProgressBar",
+    "StreamState",
+    "StreamSummary",
+    "Teacher",
+]

@@ -1,0 +1,54 @@
+"""Features of a set of images, computed on all ranks' shares, the same tensor on every rank."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_cil.types import FeatureExtractor
+
+
+def extract_features(trainer: Trainer, module: LightningModule, loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """Run `module.features` over a loader in eval mode, without grad, in the trainer's precision.
+
+    Args:
+        trainer: Gives device placement, precision and process group.
+        module: A module with `features(image) -> [B, dim]`.
+        loader: Dict batches with `image` and `index`, this rank's share of them, or `(x, y)` batches.
+
+    Returns:
+        Features, float32 `[N, dim]`, and their indices, long `[N]`, both on the CPU, sorted by index, of all ranks.
+        Batches without `index` are numbered as they come.
+
+    Raises:
+        TypeError: When the module has no `features`.
+    """
+    if not isinstance(module, FeatureExtractor):
+        raise TypeError(
+            f"{type(module).__name__} has no method `features(image)`, which herding needs; expected one that maps "
+            "[B, channels, height, width] to [B, dim]. Add it, or use selection='balanced'."
+        )
+    modes = [m.training for m in module.modules()]
+    module.eval()
+    parts, indices, count = [], [], 0
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        for batch in loader:
+            batch = trainer.strategy.batch_to_device(batch)
+            if trainer.datamodule is not None:  # type: ignore[attr-defined]
+                batch = trainer.datamodule.on_after_batch_transfer(batch, 0)  # type: ignore[attr-defined]
+            image = batch["image"] if isinstance(batch, dict) else batch[0]
+            index = batch["index"] if isinstance(batch, dict) else torch.arange(count, count + len(image))
+            count += len(image)
+            parts.append(module.features(image).float().cpu())
+            indices.append(index.cpu())
+    for part, mode in zip(module.modules(), modes, strict=True):
+        part.training = mode
+    features, index = torch.cat(parts), torch.cat(indices)
+    if trainer.world_size > 1:
+        gathered: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, (features, index))
+        features, index = torch.cat([g[0] for g in gathered]), torch.cat([g[1] for g in gathered])
+    order = index.argsort(stable=True)
+    return features[order], index[order]

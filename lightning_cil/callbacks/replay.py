@@ -1,0 +1,329 @@
+"""`ReplayBuffer`: exemplars of old classes, mixed into training batches."""
+
+import hashlib
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_cil._random import counter_hash, fold_seed, permutation
+from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.features import extract_features
+from lightning_cil.callbacks.stream_state import StreamState, stream_state
+from lightning_cil.replay import (
+    ExemplarStore,
+    class_quotas,
+    draw_rows,
+    first_per_class,
+    herding,
+    last_writers,
+    random_choice,
+    reservoir_slots,
+)
+from lightning_cil.types import Task
+
+CHECKPOINT_KEY = "lightning_cil.ReplayBuffer"
+LARGEST_STORED = 64
+
+Selection = Literal["reservoir", "balanced", "herding"]
+
+
+class ReplayBuffer(StreamCallback):
+    """Keeps exemplars and adds some to every training batch.
+
+    | hook | effect |
+    |---|---|
+    | `on_train_batch_start` | dict batches: `replay_image`, `replay_target`, `replay_task`, `replay_index`; `[x, y]` lists: exemplars are appended to x and y |
+    | `on_train_batch_end` | `update='batch'`: the batch is offered to the reservoir |
+    | `on_task_end` | `update='task'`: exemplars of the task are selected |
+    | `on_train_end` | stock fit: the same, from the fit's dataset |
+    | checkpoint | the store under an own key, weights_only-safe |
+
+    The budget is global: it does not grow with the number of processes, and the store is the same on all of them.
+    Draws are functions of (seed, step): nothing else need be saved.
+
+    Args:
+        total: Budget in exemplars, shared by all classes seen.
+        per_class: Budget in exemplars for each class. Exactly one of `total` and `per_class`.
+        selection: `reservoir`: every sample has the same chance (needs `total`); `balanced`: equal shares of classes,
+            chosen at random; `herding`: equal shares, in iCaRL's order (needs `module.features`).
+        update: When samples are offered: `task`: each once, at the end of its task; `batch`: with every batch of
+            every epoch, as in online replay (reservoir only).
+        batch_size: Exemplars added to each process's batch; by default as many as the batch has samples.
+        storage: `uint8`: images; `index`: positions in the training set, read again when drawn; `auto`: `uint8` up to
+            64 pixels a side.
+        allow_missing_classes: Accept a budget below the number of classes: some classes then have no exemplar.
+        seed: Of a stock fit; a stream has its own.
+
+    Raises:
+        ValueError: For a budget that is missing, doubled, or below 1, and for combinations that cannot be.
+    """  # noqa: E501
+
+    def __init__(
+        self,
+        total: int | None = None,
+        per_class: int | None = None,
+        selection: Selection = "reservoir",
+        update: Literal["task", "batch"] = "task",
+        batch_size: int | None = None,
+        storage: Literal["auto", "uint8", "index"] = "auto",
+        allow_missing_classes: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if (total is None) == (per_class is None):
+            raise ValueError(
+                f"got `total={total}` and `per_class={per_class}`; expected exactly one of them: `total` exemplars for "
+                "all classes, or `per_class` for each."
+            )
+        if min(x for x in (total, per_class, batch_size, 1) if x is not None) < 1:
+            raise ValueError(
+                f"got `total={total}`, `per_class={per_class}`, `batch_size={batch_size}`; expected at least 1. "
+                "To train without exemplars, take the callback out."
+            )
+        if selection not in ("reservoir", "balanced", "herding"):
+            raise ValueError(f"`selection={selection!r}`: expected 'reservoir', 'balanced' or 'herding'.")
+        if selection == "reservoir" and total is None:
+            raise ValueError("`selection='reservoir'` has no classes; give `total`, or choose 'balanced'.")
+        if update == "batch" and selection != "reservoir":
+            raise ValueError(f"`update='batch'` with `selection={selection!r}`: only a reservoir fills batch by batch.")
+        self.total = total
+        self.per_class = per_class
+        self.selection: Selection = selection
+        self.update = update
+        self.batch_size = batch_size
+        self.storage = storage
+        self.allow_missing_classes = allow_missing_classes
+        self.seed = seed
+        self.store = ExemplarStore()
+        self.num_offered = 0
+        self._image_bytes = 0
+        self._fits = 0
+
+    def __repr__(self) -> str:
+        budget = f"total={self.total}" if self.total is not None else f"per_class={self.per_class}"
+        return f"ReplayBuffer({budget}, selection={self.selection!r}, update={self.update!r})"
+
+    def __len__(self) -> int:
+        """Exemplars stored."""
+        return len(self.store)
+
+    def __bool__(self) -> bool:
+        """A callback, not a container: always true."""
+        return True
+
+    def digest(self) -> str:
+        """SHA-256 of the contents, equal on all ranks."""
+        return hashlib.sha256(f"{self.store.digest()}{self.num_offered}".encode()).hexdigest()
+
+    # ------------------------------------------------------------------ drawing
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Add exemplars to the batch."""
+        if not len(self.store):
+            return
+        if not isinstance(batch, dict | list):
+            raise TypeError(
+                f"`ReplayBuffer` got a batch of type {type(batch).__name__}, which nothing can be added to; expected a "
+                "dict with 'image' or a list [x, y]. Let the collate function return a list."
+            )
+        current = batch["image"] if isinstance(batch, dict) else batch[0]
+        drawn = self.draw(trainer, self.batch_size or len(current), trainer.global_step)
+        if isinstance(batch, dict):
+            batch["replay_image"] = self._images(trainer, drawn, current.device)
+            for name in ("target", "task", "index"):
+                batch[f"replay_{name}"] = drawn[name].to(current.device, non_blocking=True)
+        else:
+            batch[0] = torch.cat([batch[0], drawn["image"].to(batch[0])])
+            batch[1] = torch.cat([batch[1], drawn["target"].to(batch[1])])
+
+    def draw(self, trainer: Trainer, size: int, step: int) -> dict[str, Tensor]:
+        """This rank's share of the step's exemplars, as stored, with their augmentation `key`."""
+        seed = self._seed(trainer)
+        rows = draw_rows(len(self.store), size * trainer.world_size, seed, 3, step)
+        drawn = self.store.gather(rows[trainer.global_rank * size : (trainer.global_rank + 1) * size])
+        position = torch.arange(trainer.global_rank * size, (trainer.global_rank + 1) * size)
+        return {**drawn, "key": counter_hash(position, seed, 4, step)}
+
+    def _images(self, trainer: Trainer, drawn: dict[str, Tensor], device: torch.device) -> Tensor:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        image = drawn["image"] if "image" in drawn else datamodule.load_augmented(drawn["index"], drawn["key"])
+        image, key = image.to(device, non_blocking=True), drawn["key"].to(device, non_blocking=True)
+        if image.dtype == torch.uint8:
+            image = datamodule.transform(image, key)
+        return image
+
+    # ------------------------------------------------------------------ filling
+
+    def on_task_start(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
+        """Check the budget against the classes to come."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.total is not None and self.total < datamodule.num_classes and not self.allow_missing_classes:
+            raise ValueError(
+                f"`total={self.total}` exemplars are fewer than the {datamodule.num_classes} classes, so that some "
+                "would have none. Raise `total`, or accept it with `allow_missing_classes=True`."
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Offer the batch to the reservoir."""
+        if self.update != "batch":
+            return
+        if isinstance(batch, dict):
+            index, target, task = (_gather(trainer, batch[n]).cpu() for n in ("index", "target", "task"))
+            self._offer_indices(trainer, index, target, task)
+        else:
+            size = len(batch[0]) - (self.batch_size or len(batch[0]) // 2 if len(self.store) else 0)
+            x, y = _gather(trainer, batch[0][:size].detach()), _gather(trainer, batch[1][:size])
+            rows, slots = self._reservoir(len(x), self._seed(trainer))
+            self.store.write(slots, {"image": x.cpu()[rows], "target": y.cpu()[rows]})
+
+    def on_task_end(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
+        """Select exemplars of the finished task and shorten those of older ones."""
+        if self.update == "batch":
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        index = datamodule.train_indices([task.index])
+        target = datamodule.labels("train")[index]
+        seed = self._seed(trainer)
+        if self.selection == "reservoir":
+            order = permutation(len(index), seed, 5, task.index)
+            self._offer_indices(trainer, index[order], target[order], torch.full_like(index, task.index))
+            return
+        quotas = self.quotas(task.num_seen)
+        if self.selection == "herding":
+            features, index = extract_features(trainer, module, datamodule.eval_loader(index))
+            target = datamodule.labels("train")[index]
+            chosen = _by_class(target, quotas, lambda members, m: herding(features[members], m))
+            chosen = trainer.strategy.broadcast(chosen)
+        else:
+            chosen = _by_class(target, quotas, lambda members, m: random_choice(index[members], m, seed, 6))
+        if len(self.store):
+            self.store.keep(first_per_class(self.store.column("target"), quotas))
+        self.store.append(self._columns(trainer, index[chosen], target[chosen], torch.full_like(chosen, task.index)))
+
+    def quotas(self, num_seen: int) -> Tensor:
+        """Exemplars of each class seen: `per_class`, or equal shares of `total`; long `[num_seen]`."""
+        if self.per_class is not None:
+            return torch.full((num_seen,), self.per_class)
+        assert self.total is not None
+        return class_quotas(self.total, num_seen)
+
+    def _offer_indices(self, trainer: Trainer, index: Tensor, target: Tensor, task: Tensor) -> None:
+        rows, slots = self._reservoir(len(index), self._seed(trainer))
+        if len(rows):
+            self.store.write(slots, self._columns(trainer, index[rows], target[rows], task[rows]))
+
+    def _reservoir(self, offered: int, seed: int) -> tuple[Tensor, Tensor]:
+        assert self.total is not None
+        slots = reservoir_slots(self.num_offered, offered, self.total, fold_seed(seed, 7))
+        self.num_offered += offered
+        return last_writers(slots)
+
+    def _columns(self, trainer: Trainer, index: Tensor, target: Tensor, task: Tensor) -> dict[str, Tensor]:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        columns = {"index": index, "target": target, "task": task}
+        if not len(index):
+            return columns if self._by_index else {**columns, "image": datamodule.stored_images(index)}
+        if not self._image_bytes:
+            sample = datamodule.stored_images(index[:1])
+            self._image_bytes = sample.nbytes
+            large = max(sample.shape[-2:]) > LARGEST_STORED
+            self._by_index = self.storage == "index" or (self.storage == "auto" and large)
+        return columns if self._by_index else {**columns, "image": datamodule.stored_images(index)}
+
+    _by_index = False
+
+    # ------------------------------------------------------------------ stock fit
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stock fit: the fit is a task; select from its dataset."""
+        state = stream_state(trainer)
+        if (state is not None and state.current_task is not None) or self.update == "batch":
+            return
+        dataset = getattr(trainer.train_dataloader, "dataset", None)
+        if dataset is None or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                "`ReplayBuffer` selects at the end of a fit from `trainer.train_dataloader.dataset`, expected one with "
+                "a length; got none. Give `trainer.fit` a DataLoader, or use `update='batch'`."
+            )
+        self._fits += 1
+        if self.selection == "reservoir":
+            order = permutation(len(dataset), self.seed, 5, self._fits)
+            rows, slots = self._reservoir(len(dataset), self.seed)
+            if len(rows):
+                self.store.write(slots, _collate(dataset, order[rows]))
+            return
+        everything = _collate(dataset, torch.arange(len(dataset)))
+        target = everything["target"]
+        seen = int(torch.cat([target, self.store.column("target") if len(self.store) else target[:0]]).max()) + 1
+        quotas = self.quotas(seen)
+        if self.selection == "herding":
+            loader = torch.utils.data.DataLoader(dataset, batch_size=256)
+            features, _ = extract_features(trainer, pl_module, loader)
+            chosen = _by_class(target, quotas, lambda members, m: herding(features[members], m))
+        else:
+            chosen = _by_class(target, quotas, lambda members, m: members_choice(members, m, self.seed))
+        if len(self.store):
+            self.store.keep(first_per_class(self.store.column("target"), quotas))
+        self.store.append({name: column[chosen] for name, column in everything.items()})
+
+    # ------------------------------------------------------------------ state
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the exemplars and how many samples were offered."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "store": self.store.state_dict(),
+            "num_offered": self.num_offered,
+            "image_bytes": self._image_bytes,
+            "by_index": self._by_index,
+            "fits": self._fits,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take them back."""
+        saved = checkpoint.get(CHECKPOINT_KEY)
+        if saved is None:
+            return
+        self.store.load_state_dict(saved["store"])
+        self.num_offered, self._fits = int(saved["num_offered"]), int(saved["fits"])
+        self._image_bytes, self._by_index = int(saved["image_bytes"]), bool(saved["by_index"])
+
+    def footprint(self) -> dict[str, int]:
+        """Bytes of the exemplars' images (wherever they are kept) and of their labels and positions."""
+        sizes = dict(self.store.nbytes())
+        images = sizes.pop("image", self._image_bytes * len(self.store))
+        return {"exemplar_bytes": images, "exemplar_label_bytes": sum(sizes.values())}
+
+    def _seed(self, trainer: Trainer) -> int:
+        state: StreamState | None = stream_state(trainer)
+        return state.seed if state is not None and state.num_tasks else self.seed
+
+
+def members_choice(members: Tensor, size: int, seed: int) -> Tensor:
+    """Random members of a class, the first `size` of a fixed priority list."""
+    return random_choice(members, size, seed, 6)
+
+
+def _by_class(target: Tensor, quotas: Tensor, choose: Any) -> Tensor:
+    """Rows chosen for each class in `target`, classes in ascending order, each in order of priority."""
+    chosen = []
+    for label in target.unique().tolist():
+        members = (target == label).nonzero().flatten()
+        chosen.append(members[choose(members, int(quotas[label]))])
+    return torch.cat(chosen)
+
+
+def _gather(trainer: Trainer, tensor: Tensor) -> Tensor:
+    if trainer.world_size == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def _collate(dataset: Any, indices: Tensor) -> dict[str, Tensor]:
+    pairs = [dataset[i] for i in indices.tolist()]
+    image = torch.stack([torch.as_tensor(x) for x, *_ in pairs])
+    return {"image": image, "target": torch.tensor([int(y) for _, y, *_ in pairs])}

@@ -1,0 +1,164 @@
+"""`ResultsWriter`: `results.json` and `matrix.csv` in the run folder, replaced atomically after every task."""
+
+import csv
+import io
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.stream_state import Counts, stream_state
+from lightning_cil.metrics.footprint import count_parameters, footprint, module_bytes
+from lightning_cil.metrics.scores import FORMULAS, summarise
+from lightning_cil.types import SCENARIOS, Scenario, Task
+
+SCHEMA = 1
+PACKAGES = ("lightning-cil", "torch", "torchvision", "lightning", "torchmetrics", "timm", "numpy")
+NO_CLASS_IL_BASELINE = "not defined in Class-IL: classes that no task brought yet cannot be predicted"
+
+
+class ResultsWriter(StreamCallback):
+    """Writes what a run found; `lightning-cil report` reads nothing else.
+
+    | hook | effect |
+    |---|---|
+    | `on_task_scored` | `results.json`, `matrix.csv` on rank 0; the scores go to the loggers |
+    """
+
+    def on_task_scored(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
+        """Write the state of the run after a task."""
+        results = collect_results(trainer, module)
+        log_dir = trainer.log_dir
+        log = {f"{s}/{name}": v for s in SCENARIOS for name, v in results["scores"][s].items() if v is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics({**log, "task": float(task.index)}, step=trainer.global_step)
+            logger.save()
+        if trainer.is_global_zero and log_dir and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(log_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+            write_atomically(folder / "matrix.csv", _matrix_csv(results))
+
+
+def collect_results(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Everything `results.json` holds, as plain JSON types.
+
+    Returns:
+        Fractions, bytes and seconds; undefined scores are `None` and have a reason.
+    """
+    state = stream_state(trainer)
+    assert state is not None
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    done = state.task + 1
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "status": "complete" if done == state.num_tasks else "partial",
+        "tasks_done": done,
+        "method": type(module).__name__,
+        "data": type(datamodule).__name__,
+        "scenario": getattr(module, "scenario", None),
+        "seed": state.seed,
+        "class_order": list(datamodule.class_order),
+        "class_order_hash": datamodule.order_hash(),
+        "class_names": list(datamodule.class_names),
+        "task_sizes": list(datamodule.task_sizes),
+        "data_fingerprint": datamodule.fingerprint(),
+        "val_fraction": float(datamodule.val_fraction),
+        "matrix": {},
+        "before_training": {},
+        "scores": {},
+        "undefined": {},
+        "sample_weighted_accuracy": {},
+        "formulas": dict(FORMULAS),
+    }
+    for scenario in SCENARIOS:
+        counts = state.counts[scenario]
+        results["matrix"][scenario] = counts.matrix()
+        results["before_training"][scenario] = counts.before_training()
+        results["scores"][scenario], results["undefined"][scenario] = scores_of(counts, done, scenario)
+        results["sample_weighted_accuracy"][scenario] = _weighted(counts)
+    results["seconds"] = [
+        {"task": t.task, "stage": t.stage, "seconds": round(t.seconds, 4), "peak_memory_bytes": t.peak_memory_bytes}
+        for t in state.times
+    ]
+    results["footprint"] = _footprint(trainer, module)
+    results["weights_sha256"] = getattr(getattr(module, "backbone", None), "weights_sha256", None)
+    results["world_size"] = trainer.world_size
+    results["versions"] = {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}}
+    results["hardware"] = {
+        "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else platform.processor(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+    return results
+
+
+def scores_of(counts: Counts, done: int, scenario: Scenario) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Scores of the first `done` tasks of a stream, and why the undefined ones are."""
+    matrix = [row[:done] for row in counts.matrix()[:done]]
+    baseline = counts.before_training()[:done]
+    if scenario == "class_il":
+        return summarise(matrix, no_baseline_reason=NO_CLASS_IL_BASELINE)
+    if None in baseline:
+        return summarise(matrix, no_baseline_reason="the untrained network was not evaluated")
+    return summarise(matrix, baseline=baseline)
+
+
+def _weighted(counts: Counts) -> list[float | None]:
+    """Share of correct samples among all tasks up to i, after task i."""
+    pairs = []
+    for i in range(len(counts.total) - 1):
+        correct, total = counts.correct[i + 1, : i + 1].sum().item(), counts.total[i + 1, : i + 1].sum().item()
+        pairs.append(correct / total if total else None)
+    return pairs
+
+
+def _footprint(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    extra: dict[str, int] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for name, size in getattr(callback, "footprint", dict)().items():
+            extra[name] = extra.get(name, 0) + size
+    head = getattr(module, "head", None)
+    head_parameters = count_parameters(head) if head is not None else 0
+    account = footprint(
+        body_parameters=count_parameters(module) - head_parameters,
+        head_parameters=head_parameters,
+        buffer_bytes=module_bytes(module)[1],
+        **extra,
+    )
+    return account.as_dict()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _matrix_csv(results: dict[str, Any]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["scenario", "after_task", *(f"task_{j}" for j in range(len(results["task_sizes"])))])
+    for scenario in SCENARIOS:
+        rows = [("before", results["before_training"][scenario]), *enumerate(results["matrix"][scenario])]
+        for name, row in rows:
+            writer.writerow([scenario, name, *("" if v is None else f"{v:.6f}" for v in row)])
+    return buffer.getvalue()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file beside the old one and put it in its place."""
+    draft = path.with_name(path.name + ".part")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)

@@ -1,0 +1,98 @@
+"""`StreamSummary`: a line after every task; at the end the matrix, the scores and where everything is."""
+
+import time
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.results import scores_of
+from lightning_cil.callbacks.stream_state import StreamState, stream_state
+from lightning_cil.types import SCENARIOS, Scenario, Task
+
+SCENARIO_NAMES: dict[Scenario, str] = {"class_il": "Class-IL", "task_il": "Task-IL"}
+SHOWN = ("ACC", "AIA", "FWT", "BWT", "AF")
+WIDEST_MATRIX = 20
+
+
+class StreamSummary(StreamCallback):
+    """Prints what a person wants to see, in percent; `results.json` has everything as fractions."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def on_task_start(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
+        """Start the task's clock."""
+        self._started = time.perf_counter()
+
+    def on_task_scored(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
+        """Print the task's line."""
+        state = stream_state(trainer)
+        assert state is not None
+        if all(v is None for v in state.counts["class_il"].matrix()[task.index]):
+            return
+        _print(task_line(state, task, trainer.datamodule.class_names, time.perf_counter() - self._started))  # type: ignore[attr-defined]
+
+    def on_stream_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Print matrices, scores and the next steps."""
+        state = stream_state(trainer)
+        assert state is not None
+        log_dir = trainer.log_dir
+        lines = [""]
+        for scenario in SCENARIOS:
+            lines += [*matrix_lines(state, scenario), scores_line(state, scenario), ""]
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            lines += _next_steps(log_dir, state)
+        _print("\n".join(lines))
+
+
+def task_line(state: StreamState, task: Task, class_names: list[str], seconds: float) -> str:
+    """What a finished task gave: accuracy over the tasks so far in both scenarios."""
+    names = [class_names[c] for c in task.classes]
+    shown = " ".join(names[:6]) + (f" … ({len(names)} classes)" if len(names) > 6 else "")
+    parts = []
+    for scenario in SCENARIOS:
+        row = [v for v in state.counts[scenario].matrix()[task.index][: task.index + 1] if v is not None]
+        parts.append(f"{SCENARIO_NAMES[scenario]} {100 * sum(row) / len(row):5.1f} %")
+    return f"task {task.index + 1}/{state.num_tasks} [{shown}]  {'  '.join(parts)}  {seconds:.1f} s"
+
+
+def matrix_lines(state: StreamState, scenario: Scenario) -> list[str]:
+    """The accuracy matrix as text, in percent."""
+    counts, size = state.counts[scenario], state.num_tasks
+    head = f"{SCENARIO_NAMES[scenario]}: accuracy in % on task (column) after learning task (row)"
+    if size > WIDEST_MATRIX:
+        return [f"{head}: {size} tasks, see matrix.csv"]
+    rows = [("before", counts.before_training())]
+    rows += [(str(i + 1), row) for i, row in enumerate(counts.matrix()) if any(v is not None for v in row)]
+    lines = [head, "        " + "".join(f"{j + 1:7d}" for j in range(size))]
+    lines += [f"{name:>8}" + "".join("      -" if v is None else f"{100 * v:7.1f}" for v in row) for name, row in rows]
+    return lines
+
+
+def scores_line(state: StreamState, scenario: Scenario) -> str:
+    """The scores as text, in percent."""
+    scores, _ = scores_of(state.counts[scenario], state.task + 1, scenario)
+    parts = [f"{n} {'-' if scores[n] is None else format(100 * (scores[n] or 0), '.2f')}" for n in SHOWN]
+    return f"{SCENARIO_NAMES[scenario]}: " + "   ".join(parts) + "   (%)"
+
+
+def _next_steps(log_dir: str | None, state: StreamState) -> list[str]:
+    if state.task + 1 < state.num_tasks:
+        checkpoint = f"{log_dir}/checkpoints/task_{state.task}.ckpt"
+        return [
+            f"Stopped after task {state.task} (of 0 to {state.num_tasks - 1}). Run folder: {log_dir}",
+            f"Go on:  the same command with  --ckpt_path {checkpoint}",
+        ]
+    return [
+        f"Run folder: {log_dir}   (results.json, matrix.csv, config.yaml, checkpoints/)",
+        "Next:  lightning-cil methods            the methods there are, to put in `model.class_path`",
+        "       lightning-cil data               the data sets there are, to put in `data.class_path`",
+        f"       lightning-cil predict --config {log_dir}/config.yaml "
+        f"--ckpt_path {log_dir}/checkpoints/last.ckpt --images FOLDER",
+    ]
+
+
+@rank_zero_only
+def _print(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,102 @@
+"""`Teacher`: a frozen copy of the old model and its logits for every training batch."""
+
+import copy
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.stream_state import stream_state
+from lightning_cil.metrics.footprint import module_bytes
+from lightning_cil.types import Task
+
+CHECKPOINT_KEY = "lightning_cil.Teacher"
+
+
+class Teacher(StreamCallback):
+    """Keeps the model as it was when the task began; not a child of the module, so it is not trained, saved or wrapped.
+
+    | hook | effect |
+    |---|---|
+    | `on_task_start` | snapshot of the module, from the second task on |
+    | `on_train_end` | stock fit: snapshot for the next fit |
+    | `on_train_batch_start` | dict batches: `teacher_logits`, and `replay_teacher_logits` if there are exemplars; `[x, y]` lists: the logits are appended |
+    | checkpoint | the teacher's weights under an own key; its shapes come from them |
+
+    One batched forward for current images and exemplars, in eval mode, without grad, in the trainer's precision.
+    Uses `module(image) -> logits`.
+    """  # noqa: E501
+
+    def __init__(self) -> None:
+        self.network: nn.Module | None = None
+        self._weights: dict[str, Tensor] | None = None
+
+    def snapshot(self, module: LightningModule) -> None:
+        """Copy the module as it is now."""
+        self.network = _frozen_copy(module)
+
+    def on_task_start(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
+        """Keep the old model; before the first task there is none."""
+        if not task.is_first:
+            self.snapshot(module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rebuild a teacher that a checkpoint brought, and move it to the device."""
+        if self._weights is not None:
+            self.network = _frozen_copy(pl_module)
+            self.network.load_state_dict(self._weights)
+            self._weights = None
+        if self.network is not None:
+            self.network.to(pl_module.device)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Add the teacher's logits to the batch."""
+        if self.network is None:
+            return
+        if isinstance(batch, dict):
+            images = [batch["image"], *([batch["replay_image"]] if "replay_image" in batch else [])]
+            logits = self.logits(trainer, torch.cat(images)).split([len(i) for i in images])
+            batch["teacher_logits"] = logits[0]
+            if len(images) > 1:
+                batch["replay_teacher_logits"] = logits[1]
+        elif isinstance(batch, list):
+            batch.append(self.logits(trainer, batch[0]))
+        else:
+            raise TypeError(
+                f"`Teacher` got a batch of type {type(batch).__name__}, which nothing can be added to; expected a dict "
+                "with 'image' or a list [x, y]. Let the collate function return a list."
+            )
+
+    def logits(self, trainer: Trainer, image: Tensor) -> Tensor:
+        """The old model's logits `[B, old]`."""
+        assert self.network is not None
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            out: Tensor = self.network(image)
+        return out
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stock fit: the model of this fit teaches the next one."""
+        state = stream_state(trainer)
+        if state is None or state.current_stage is None:
+            self.snapshot(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the weights; a teacher that is about to be replaced is not worth it."""
+        state = stream_state(trainer)
+        if self.network is not None and (state is None or state.phase == "stage"):
+            checkpoint[CHECKPOINT_KEY] = dict(self.network.state_dict())
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the weights; the network is built when training starts."""
+        self._weights = checkpoint.get(CHECKPOINT_KEY)
+
+    def footprint(self) -> dict[str, int]:
+        """Bytes of the copy."""
+        return {"teacher_bytes": sum(module_bytes(self.network))} if self.network is not None else {}
+
+
+def _frozen_copy(module: LightningModule) -> nn.Module:
+    network: nn.Module = copy.deepcopy(module)
+    return network.eval().requires_grad_(False)

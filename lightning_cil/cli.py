@@ -1,0 +1,123 @@
+"""LightningCLI, wired for streams: short class names, links from data to model, clear errors."""
+
+import inspect
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import lightning_cil.callbacks
+import lightning_cil.data
+import lightning_cil.methods
+import lightning_cil.schedulers
+from lightning_cil.data import IncrementalDataModule
+from lightning_cil.methods import IncrementalModule
+from lightning_cil.trainer import IncrementalTrainer
+
+
+class StreamCLI(LightningCLI):
+    """`fit`, `validate`, `test`, `predict` over any method and data set.
+
+    Args:
+        args: Command and options.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            model_class=IncrementalModule,
+            datamodule_class=IncrementalDataModule,
+            trainer_class=IncrementalTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "lightning-cil"},
+            args=args,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; LightningCLI's own warns when it is given arguments by a console script."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """The command line and the configs win over a checkpoint's hyper-parameters; differences are named.
+
+        Lightning's own lets the checkpoint win in silence, so that a run could not be branched with other settings.
+        """
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if not path or not Path(path).is_file():
+            return
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
+        except Exception:  # the trainer reads it again and says what is wrong with it
+            return
+        given = config.model.get("init_args", {})
+        for name, value in saved.items():
+            if name in given and _plain(given[name]) != _plain(value):
+                print(
+                    f"`model.init_args.{name}` is {_plain(given[name])} here and {_plain(value)} in {path}: "
+                    "the value given here is used."
+                )
+
+
+def run(arguments: list[str], debug: bool = False) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Command and options.
+        debug: Show the traceback of an error.
+
+    Returns:
+        Exit status.
+    """
+    command = arguments[0]
+    if command in ("methods", "data"):
+        return _list(command, arguments[1:])
+    if not debug:
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        StreamCLI(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"lightning-cil {command}: {_message(error)}", file=sys.stderr)
+            print("(--debug shows where it happened)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _message(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    plain = isinstance(error, ValueError | TypeError | FileNotFoundError | RuntimeError)
+    return text if plain else f"{type(error).__name__}: {text}"
+
+
+def _list(command: str, rest: list[str]) -> int:
+    module, base = (
+        (lightning_cil.methods, IncrementalModule)
+        if command == "methods"
+        else (lightning_cil.data, IncrementalDataModule)
+    )
+    if rest:
+        print(f"usage: lightning-cil {command}\n\nList the {'methods' if command == 'methods' else 'data sets'}.")
+        return 0 if rest[0] in ("-h", "--help") else 2
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if inspect.isclass(thing) and issubclass(thing, base) and not inspect.isabstract(thing):
+            print(f"{name:20s} {(thing.__doc__ or '').strip().splitlines()[0]}")
+    option = "model" if command == "methods" else "data"
+    print(f"\nOptions:  lightning-cil fit --{option}.help CLASS")
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    return value.as_dict() if hasattr(value, "as_dict") else value

@@ -1,0 +1,311 @@
+"""The base of every protocol: class order, tasks, held-out split, loaders of the current stage, one batch transform."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor
+
+from lightning_cil._random import fold_seed
+from lightning_cil.data.augment import BatchAugment
+from lightning_cil.data.images import FileImages, ImageSplit
+from lightning_cil.data.loader import StreamLoader
+from lightning_cil.data.splits import class_order as resolve_order
+from lightning_cil.data.splits import holdout, make_tasks, task_sizes
+from lightning_cil.types import LabelKind, Stage, Task
+
+DEFAULT_ORDER = "seed:1993"
+
+
+class IncrementalDataModule(LightningDataModule, ABC):
+    """A data set as a stream of tasks.
+
+    A subclass names its classes, says how images are augmented, and loads a split; see `SplitDigits`.
+    `num_tasks`, `num_classes`, `class_order`, `class_names`, `task_sizes`, `tasks` exist after construction.
+
+    Args:
+        class_names: One name for each original class id.
+        augment: Batched training transform and normalisation.
+        num_tasks: Number of equal tasks.
+        base: Classes of the first task (with `increment`).
+        increment: Classes of every further task (with `base`).
+        sizes: Classes of each task, uneven ones allowed.
+        class_order: `seed:N`, `sorted`, or the original class ids (or names) in the order they are learned.
+        batch_size: Training samples of a step on each process.
+        eval_batch_size: Samples of an evaluation batch on each process.
+        val_fraction: Share of every class's training images that is held out for validation, in [0, 1).
+        num_workers: Decoding processes (images in memory need none).
+        split_seed: Selects the held-out images.
+    """
+
+    label_kind: ClassVar[LabelKind] = "single"
+    default_num_tasks: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        *,
+        class_names: Sequence[str],
+        augment: BatchAugment,
+        num_tasks: int | None,
+        base: int | None,
+        increment: int | None,
+        sizes: Sequence[int] | None,
+        class_order: str | Sequence[int] | Sequence[str],
+        batch_size: int,
+        eval_batch_size: int,
+        val_fraction: float,
+        num_workers: int,
+        split_seed: int,
+    ) -> None:
+        super().__init__()
+        self.original_names = list(class_names)
+        self.num_classes = len(self.original_names)
+        if num_tasks is None and base is None and increment is None and sizes is None:
+            num_tasks = self.default_num_tasks
+        self.class_order = resolve_order(self._ids_of(class_order), self.num_classes)
+        self.task_sizes = task_sizes(self.num_classes, num_tasks=num_tasks, base=base, increment=increment, sizes=sizes)
+        self.tasks = make_tasks(self.task_sizes)
+        self.num_tasks = len(self.tasks)
+        self.class_names = [self.original_names[c] for c in self.class_order]
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"`{name}={value}`: expected at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"`num_workers={num_workers}`: expected 0 (in this process) or more.")
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"`val_fraction={val_fraction}`: expected a share in [0, 1), for example 0.1.")
+        self.augment = augment
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_fraction = val_fraction
+        self.num_workers = num_workers
+        self.split_seed = split_seed
+        self.task = self.tasks[0]
+        self.stage = Stage("train", epochs=1)
+        self.seed = 0
+        self._splits: dict[str, ImageSplit] = {}
+        order = torch.tensor(self.class_order)
+        self._label_of = torch.empty_like(order).scatter_(0, order, torch.arange(self.num_classes))
+        self._task_of = torch.repeat_interleave(torch.arange(self.num_tasks), torch.tensor(self.task_sizes))
+        self._train_indices = torch.empty(0, dtype=torch.int64)
+        self._val_indices = torch.empty(0, dtype=torch.int64)
+
+    @abstractmethod
+    def load_split(self, train: bool) -> ImageSplit:
+        """Return the training or the test images with original labels."""
+
+    # ------------------------------------------------------------------ Lightning's hooks, in its order
+
+    def setup(self, stage: str) -> None:
+        """Load both splits once; calls after the first do nothing."""
+        if self._splits:
+            return
+        for name, train in (("train", True), ("test", False)):
+            split = self.load_split(train)
+            missing = sorted(set(range(self.num_classes)) - set(split.targets.unique().tolist()))
+            if missing:
+                raise ValueError(
+                    f"{split.source}: class {self.original_names[missing[0]]!r} has no {name} image"
+                    + (f", nor have {len(missing) - 1} others" if len(missing) > 1 else "")
+                    + "; expected at least one in every class. Add images, or remove the class."
+                )
+            self._splits[name] = split
+        self._train_indices, self._val_indices = holdout(
+            self._splits["train"].targets, self.val_fraction, self.split_seed
+        )
+
+    def set_stage(self, task: Task, stage: Stage, seed: int) -> None:
+        """Select what `train_dataloader` and `val_dataloader` give.
+
+        Args:
+            task: The current task.
+            stage: The current stage; its `data` says whether earlier tasks' data are included.
+            seed: Selects order and augmentation of this stage.
+        """
+        self.task, self.stage, self.seed = task, stage, seed
+
+    def train_dataloader(self) -> StreamLoader:
+        """Shuffled, augmented training data of the current stage."""
+        tasks = range(self.task.index + 1) if self.stage.data == "seen" else range(self.task.index, self.task.index + 1)
+        return self._loader("train", self.train_indices(tasks), shuffle=True)
+
+    def val_dataloader(self) -> list[StreamLoader]:
+        """Held-out data, one loader for each task up to the current one; none when nothing is held out."""
+        seen = self.tasks[: self.task.index + 1] if len(self._val_indices) else []
+        return [self._loader("train", self._of_task(self._val_indices, "train", t.index)) for t in seen]
+
+    def test_dataloader(self) -> list[StreamLoader]:
+        """Test data, one loader for each task of the whole stream."""
+        everything = torch.arange(len(self.split("test")))
+        return [self._loader("test", self._of_task(everything, "test", t.index)) for t in self.tasks]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment (training only) and normalise a batch where it is; batches of other loaders pass through."""
+        if isinstance(batch, dict) and "image" in batch and batch["image"].dtype == torch.uint8:
+            batch["image"] = self.transform(batch["image"], batch.get("key"))
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: class order, task sizes and the held-out split."""
+        return {
+            "class_order": self.class_order,
+            "task_sizes": self.task_sizes,
+            "val_fraction": float(self.val_fraction),
+            "split_seed": int(self.split_seed),
+            "fingerprint": self.fingerprint(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another stream.
+
+        Raises:
+            ValueError: When it was written with another class order, other tasks, another split or other data.
+        """
+        check = [
+            ("class_order", self.class_order, "class order"),
+            ("task_sizes", self.task_sizes, "task sizes"),
+            ("val_fraction", float(self.val_fraction), "held-out split"),
+            ("split_seed", int(self.split_seed), "held-out split"),
+        ]
+        if state_dict.get("fingerprint") and self._splits:
+            check.append(("fingerprint", self.fingerprint(), "set of training images"))
+        for key, ours, what in check:
+            theirs = state_dict.get(key)
+            if theirs != ours:
+                raise ValueError(
+                    f"The checkpoint was written with another {what}: `{key}` is {_short(theirs)} there and "
+                    f"{_short(ours)} here. Use the data settings of the run that wrote it (its config.yaml), or "
+                    "start a new run without `--ckpt_path`."
+                )
+
+    # ------------------------------------------------------------------ what callbacks and methods ask for
+
+    def split(self, name: str) -> ImageSplit:
+        """The loaded `train` or `test` images.
+
+        Raises:
+            RuntimeError: Before `setup`.
+        """
+        if name not in self._splits:
+            raise RuntimeError(f"{type(self).__name__} has no {name!r} images yet: call `setup('fit')` first.")
+        return self._splits[name]
+
+    def train_indices(self, tasks: Sequence[int]) -> Tensor:
+        """Training images (without the held-out ones) of some tasks.
+
+        Returns:
+            Sorted long `[N]`.
+        """
+        chosen = torch.zeros(self.num_tasks, dtype=torch.bool)
+        chosen[list(tasks)] = True
+        return self._train_indices[chosen[self._task_of[self.labels("train")[self._train_indices]]]]
+
+    def labels(self, name: str) -> Tensor:
+        """Incremental label of every image of a split, long `[N]`."""
+        return self._label_of[self.split(name).targets]
+
+    def task_of(self, labels: Tensor) -> Tensor:
+        """Task of incremental labels, long, on the labels' device."""
+        return self._task_of.to(labels.device)[labels]
+
+    def eval_loader(self, indices: Tensor) -> StreamLoader:
+        """Training images in order, without augmentation, this rank's share of each batch."""
+        return self._loader("train", indices)
+
+    def stored_images(self, indices: Tensor) -> Tensor:
+        """Training images as a replay buffer keeps them, uint8 `[B, channels, height, width]`."""
+        return self.split("train").stored(indices.cpu())
+
+    def load_augmented(self, indices: Tensor, key: Tensor) -> Tensor:
+        """Training images by index, augmented as training batches are.
+
+        Args:
+            indices: long `[B]`.
+            key: Augmentation counters, long `[B]`.
+
+        Returns:
+            uint8 `[B, channels, height, width]`: files after their per-image transform, images in memory as they
+            are (`transform` augments those).
+        """
+        split = self.split("train")
+        if not isinstance(split, FileImages):
+            return split.stored(indices.cpu())
+        with ThreadPoolExecutor(max_workers=max(1, self.num_workers)) as pool:
+            seeds = [fold_seed(k) for k in key.tolist()]
+            return torch.stack(list(pool.map(split.load, indices.tolist(), seeds)))
+
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """A PIL image of any size as this data set's evaluation would store it.
+
+        Returns:
+            uint8 `[channels, height, width]`.
+        """
+        if "train" not in self._splits:
+            self.prepare_data()
+            self.setup("predict")
+        split = self.split("train")
+        if isinstance(split, FileImages):
+            return split.eval_transform(image)
+        channels, height, width = split.stored(torch.zeros(1, dtype=torch.int64)).shape[1:]
+        pixels = np.array(image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX))
+        return torch.from_numpy(pixels).reshape(height, width, channels).permute(2, 0, 1).contiguous()
+
+    def transform(self, image: Tensor, key: Tensor | None = None) -> Tensor:
+        """Augment (with `key`) and normalise uint8 images on their device; see `BatchAugment`."""
+        return self.augment(image, key)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the training labels in order; empty before `setup`."""
+        if "train" not in self._splits:
+            return ""
+        return hashlib.sha256(self._splits["train"].targets.numpy().tobytes()).hexdigest()[:16]
+
+    def order_hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the class order as compact JSON."""
+        return hashlib.sha256(json.dumps(self.class_order, separators=(",", ":")).encode()).hexdigest()[:16]
+
+    # ------------------------------------------------------------------ private
+
+    def _ids_of(self, spec: str | Sequence[int] | Sequence[str]) -> str | list[int]:
+        if isinstance(spec, str):
+            return spec
+        ids = {name: i for i, name in enumerate(self.original_names)}
+        result = []
+        for item in spec:
+            if isinstance(item, str) and item not in ids:
+                raise ValueError(
+                    f"`class_order` names class {item!r}, which the data set does not have; it has "
+                    f"{self.original_names[:5]} … ({self.num_classes} classes)."
+                )
+            result.append(ids[item] if isinstance(item, str) else int(item))
+        return result
+
+    def _of_task(self, indices: Tensor, split: str, task: int) -> Tensor:
+        return indices[self._task_of[self.labels(split)[indices]] == task]
+
+    def _loader(self, split: str, indices: Tensor, shuffle: bool = False) -> StreamLoader:
+        trainer = self.trainer
+        return StreamLoader(
+            self.split(split),
+            indices,
+            self.labels(split),
+            self._task_of,
+            self.batch_size if shuffle else self.eval_batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            num_workers=self.num_workers,
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

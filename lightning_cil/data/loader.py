@@ -1,0 +1,174 @@
+"""Order, shard, batch: one stateful loader for in-memory and for on-disk images.
+
+Global batch i of an epoch is `order[i * B * W : (i + 1) * B * W]`, rank r takes its slice, so that one process
+with batch W·B and W ranks with batch B see the same data. The order is a function of (seed, epoch); the state is
+{epoch, position} and the same on every rank; augmentation keys are functions of (seed, epoch, index).
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightning_cil._random import counter_hash, fold_seed, permutation
+from lightning_cil.data.images import FileImages, ImageSplit, TensorImages
+
+
+class StreamLoader:
+    """Iterates over batches (dicts with `image`, `target`, `index`, `task`, `key`) and knows where it is.
+
+    Args:
+        split: The images.
+        indices: Which of them, long `[N]`.
+        targets: Incremental label of every image of the split, long.
+        task_of: Task of every incremental label, long.
+        batch_size: Samples of a batch on each rank.
+        shuffle: Training: shuffled, augmented (`key` in the batch), and an incomplete last batch is left out.
+            Otherwise in order, everything exactly once.
+        seed: Selects order and augmentation.
+        rank: This process.
+        world_size: Number of processes.
+        num_workers: Decoding processes; images in memory need none.
+
+    Raises:
+        ValueError: When there is nothing to load.
+    """
+
+    def __init__(
+        self,
+        split: ImageSplit,
+        indices: Tensor,
+        targets: Tensor,
+        task_of: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size={batch_size}`: expected at least 1.")
+        if len(indices) == 0:
+            raise ValueError(f"{split.source}: no sample for this task; expected at least one in every class.")
+        self.split = split
+        self.indices = indices
+        self.targets = targets
+        self.task_of = task_of
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.num_workers = 0 if isinstance(split, TensorImages) else num_workers
+        self.epoch = 0
+        self.position = 0
+        self._workers: DataLoader[Tensor] | None = None
+        self._worker_batches = _Batches()
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the same on every rank."""
+        global_batch = self.batch_size * self.world_size
+        if self.shuffle:
+            return max(1, len(self.indices) // global_batch)
+        return math.ceil(len(self.indices) / global_batch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of batches already yielded in it; equal on every rank."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from `state_dict`."""
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+
+    def batches(self, epoch: int, start: int = 0) -> list[Tensor]:
+        """This rank's indices of every batch of an epoch from `start` on."""
+        order = self.indices
+        if self.shuffle:
+            order = order[permutation(len(order), self.seed, epoch)]
+        size = self.batch_size * self.world_size
+        return [self._slice(order[i * size : (i + 1) * size]) for i in range(start, len(self))]
+
+    def _slice(self, batch: Tensor) -> Tensor:
+        if self.shuffle and len(batch) < self.world_size:  # fewer samples than ranks: nobody goes without
+            batch = batch.repeat(math.ceil(self.world_size / len(batch)))[: self.world_size]
+        return batch.tensor_split(self.world_size)[self.rank]
+
+    def keys(self, indices: Tensor, epoch: int) -> Tensor | None:
+        """Augmentation counters of samples in an epoch; `None` when nothing is random."""
+        return counter_hash(indices, self.seed, epoch) if self.shuffle else None
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        epoch, start = self.epoch, self.position
+        batches = self.batches(epoch, start)
+        source = self._load_in_workers(batches, epoch) if self.num_workers else (self._load(b, epoch) for b in batches)
+        for position, (indices, image) in enumerate(zip(batches, source, strict=True), start + 1):
+            # a checkpoint written while the consumer works on this batch says that it was yielded
+            self.epoch, self.position = (epoch, position) if position < len(self) else (epoch + 1, 0)
+            yield self._batch(indices, image, epoch)
+
+    def _batch(self, indices: Tensor, image: Tensor, epoch: int) -> dict[str, Tensor]:
+        if len(indices) == 0:  # a rank without a share of the last batch
+            image = self.split.stored(self.indices[:1])[:0]
+        target = self.targets[indices]
+        batch = {"image": image, "target": target, "index": indices, "task": self.task_of[target]}
+        key = self.keys(indices, epoch)
+        if key is not None:
+            batch["key"] = key
+        return batch
+
+    def _load(self, indices: Tensor, epoch: int) -> Tensor:
+        if isinstance(self.split, FileImages):
+            keys = self.keys(indices, epoch)
+            seeds = [None] * len(indices) if keys is None else [fold_seed(int(k)) for k in keys]
+            images = [self.split.load(int(i), k) for i, k in zip(indices, seeds, strict=True)]
+            return torch.stack(images) if images else torch.empty(0)
+        return self.split.stored(indices)
+
+    def _load_in_workers(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
+        assert isinstance(self.split, FileImages)
+        self._worker_batches.set(batches, [self.keys(b, epoch) for b in batches])
+        if self._workers is None:
+            self._workers = DataLoader(
+                _Decoder(self.split),
+                batch_sampler=self._worker_batches,
+                num_workers=self.num_workers,
+                collate_fn=_collate,
+                pin_memory=torch.cuda.is_available(),
+                persistent_workers=True,
+            )
+        return iter(self._workers)
+
+
+class _Batches(Sampler[list[tuple[int, int | None]]]):
+    """Batches that the loader sets before each epoch; persistent workers are fed from here."""
+
+    def __init__(self) -> None:
+        self._batches: list[list[tuple[int, int | None]]] = []
+
+    def set(self, indices: list[Tensor], keys: list[Tensor | None]) -> None:
+        self._batches = [
+            list(zip(i.tolist(), [None] * len(i) if k is None else [fold_seed(x) for x in k.tolist()], strict=True))
+            for i, k in zip(indices, keys, strict=True)
+        ]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int | None]]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+class _Decoder(Dataset[Tensor]):
+    def __init__(self, split: FileImages) -> None:
+        self.split = split
+
+    def __getitem__(self, item: tuple[int, int | None]) -> Tensor:
+        return self.split.load(*item)
+
+
+def _collate(images: list[Tensor]) -> Tensor:
+    return torch.stack(images) if images else torch.empty(0)

@@ -1,0 +1,279 @@
+"""`IncrementalModule`: what every method shares — network, growth, stages, optimizer, evaluation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import MutableMapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_cil.metrics import TaskMatrix
+from lightning_cil.networks import Backbone, CosineHead, LinearHead, MultiHead, set_trainable
+from lightning_cil.types import SCENARIOS, Batch, Scenario, Stage, StageLength, Task
+
+HeadKind = Literal["linear", "multi", "cosine"]
+HEADS: dict[HeadKind, type[LinearHead] | type[MultiHead] | type[CosineHead]] = {
+    "linear": LinearHead,
+    "multi": MultiHead,
+    "cosine": CosineHead,
+}
+
+
+def default_sgd(params: Any) -> torch.optim.Optimizer:
+    """SGD, lr 0.1, momentum 0.9, weight decay 5e-4: PyCIL's setting for the first task."""
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+class IncrementalModule(LightningModule, ABC):
+    """Base of all methods: a backbone and a head that grows with the tasks.
+
+    A method implements `training_step`; it may override `stages`, `required_callbacks`, `grow_to` (call super),
+    `begin_stage` (call super), the task hooks of `StreamCallback` without trainer and module, and `predict_logits`.
+
+    Args:
+        backbone: A name (`resnet32`, `small_cnn`, any timm model), a `Backbone` with more options, or a module with
+            `num_features` that maps images to `[B, num_features]`.
+        head: `linear`: one growing layer; `multi`: one layer for each task; `cosine`: normalised, with a scale.
+        scenario: Which scenario the training is meant for; both are always scored.
+        epochs: Passes over the data of a task's only stage; methods with several stages say more.
+        optimizer: Makes the optimizer of each stage from the parameters that are trained in it.
+        lr_scheduler: Makes the schedule of each stage from its optimizer, stepped once an epoch.
+
+    Raises:
+        ValueError: For an unknown head or scenario, or fewer than one epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: str | Backbone | nn.Module,
+        head: HeadKind,
+        scenario: Scenario,
+        epochs: int,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [], logger=False)
+        _keep_plain(self.hparams)
+        if head not in HEADS:
+            raise ValueError(f"`head={head!r}` is unknown; expected one of {sorted(HEADS)}.")
+        if scenario not in SCENARIOS:
+            raise ValueError(f"`scenario={scenario!r}` is unknown; expected 'class_il' or 'task_il'.")
+        if epochs < 1:
+            raise ValueError(f"`epochs={epochs}`: expected at least 1 pass over the data of a task.")
+        if isinstance(backbone, str):
+            backbone = Backbone(backbone)
+        elif isinstance(backbone, dict):  # from a checkpoint's hyper-parameters
+            backbone = Backbone(**backbone)
+        self.backbone = backbone.build() if isinstance(backbone, Backbone) else backbone
+        if not isinstance(getattr(self.backbone, "num_features", None), int):
+            raise ValueError(
+                f"`backbone` {type(self.backbone).__name__} has no integer `num_features`; expected a module that "
+                "maps images to [B, num_features] and says how many they are. Set the attribute."
+            )
+        self.backbone.to(memory_format=torch.channels_last)  # convolutions on CPU and GPU are faster so
+        self.head = HEADS[head](self.backbone.num_features)
+        self.scenario: Scenario = scenario
+        self.epochs = epochs
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.tasks: list[Task] = []
+        self.task: Task | None = None
+        self.stage: Stage | None = None
+        self.class_names: list[str] = []
+        self._matrices: dict[Scenario, TaskMatrix] = {}
+        self._row: int | None = None
+        self._val_sums = torch.zeros(4, dtype=torch.float64)
+        self.register_buffer("_first_class", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("_end_class", torch.empty(0, dtype=torch.int64), persistent=False)
+
+    # ------------------------------------------------------------------ network
+
+    def features(self, image: Tensor) -> Tensor:
+        """Map images to `[B, num_features]`."""
+        out: Tensor = self.backbone(image)
+        return out
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map float images `[B, channels, height, width]` to the logits `[B, seen]` of all classes seen."""
+        return self.head(self.features(image))
+
+    def grow_to(self, task: Task) -> None:
+        """Give the head outputs for every class up to `task`; does nothing when it has them."""
+        while self.head.num_classes < task.num_seen:
+            size = self.tasks[len(self.head.sizes)].num_classes if self.tasks else task.num_classes
+            self.head.grow(size)
+        self.task = task
+
+    # ------------------------------------------------------------------ stream
+
+    def begin_stream(self, tasks: Sequence[Task], seed: int) -> None:
+        """Learn the stream's tasks and the seed that new outputs are drawn from."""
+        self.tasks = list(tasks)
+        self.head.seed = seed
+        self._first_class = torch.tensor([t.first_class for t in tasks], device=self.device)
+        self._end_class = torch.tensor([t.num_seen for t in tasks], device=self.device)
+        self._matrices = {s: TaskMatrix(len(self.tasks)) for s in SCENARIOS}
+
+    def stages(self, task: Task) -> list[Stage]:
+        """The stages of a task; no stage: the task is passed over."""
+        return [Stage("train", self.epochs)]
+
+    def begin_stage(self, task: Task, stage: Stage) -> None:
+        """Train the parameters that the stage names, freeze the others and put their modules in eval mode."""
+        self.task, self.stage = task, stage
+        set_trainable(self, stage.train)
+
+    def required_callbacks(self) -> list[Callback]:
+        """Callbacks that the method cannot do without, with its own defaults."""
+        return []
+
+    def configure_optimizers(self) -> Any:
+        """The stage's optimizer over the parameters that require grad, and its schedule."""
+        make = self.stage.optimizer if self.stage and self.stage.optimizer else self.optimizer
+        optimizer = make([p for p in self.parameters() if p.requires_grad])
+        schedule = self.stage.lr_scheduler if self.stage and self.stage.lr_scheduler else self.lr_scheduler
+        if schedule is None:
+            return optimizer
+        scheduler = schedule(optimizer)
+        if isinstance(scheduler, StageLength):
+            scheduler.set_num_epochs(self.stage.epochs if self.stage else self.epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    @abstractmethod
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+
+    def log_terms(self, **terms: Tensor) -> None:
+        """Log loss terms as `train/<name>`, on the trainer's logging steps only: logging costs more than it seems."""
+        if self.trainer.log_every_n_steps and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+
+    # ------------------------------------------------------------------ evaluation
+
+    def predict_logits(self, image: Tensor) -> Tensor:
+        """Scores of every class of the stream, `[B, classes]`: seen ones, then untrained outputs of future tasks.
+
+        The untrained outputs are what the next tasks start from; forward transfer is measured on them.
+        """
+        features = self.features(image)
+        future = [t.num_classes for t in self.tasks[len(self.head.sizes) :]]
+        logits = self.head(features)
+        return torch.cat([logits, self.head.preview(features, future)], dim=1) if future else logits
+
+    def begin_evaluation(self, row: int) -> None:
+        """The next test run fills row `row` of the matrices."""
+        self._row = row
+
+    def evaluation_counts(self, scenario: Scenario) -> tuple[Tensor, Tensor]:
+        """Correct and counted samples `[tasks + 1, tasks]` of the last test run, summed over ranks."""
+        matrix = self._matrices[scenario].to(self.trainer.strategy.root_device)
+        with matrix.sync_context():
+            return matrix.correct.clone(), matrix.total.clone()
+
+    def setup(self, stage: str) -> None:
+        """Outside a stream (`trainer.test`, `trainer.validate`) learn the tasks from the datamodule."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not self.tasks and datamodule is not None and hasattr(datamodule, "tasks"):
+            self.begin_stream(datamodule.tasks, self.head.seed)
+
+    def on_test_start(self) -> None:
+        """Start counting anew."""
+        if not self.tasks:
+            raise RuntimeError(
+                f"{type(self).__name__} does not know the stream's tasks. Test it with an `IncrementalDataModule`."
+            )
+        for matrix in self._matrices.values():
+            matrix.to(self.device).reset()
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count correct predictions of a batch in both scenarios."""
+        logits = self.predict_logits(batch["image"])
+        target, task = batch["target"], batch["task"]
+        row = len(self.head.sizes) - 1 if self._row is None else self._row
+        seen = self.head.num_classes
+        prediction = logits[:, :seen].argmax(1) if seen else torch.full_like(target, -1)
+        self._matrices["class_il"].update(prediction, target, task, row)
+        self._matrices["task_il"].update(self._mask_other_tasks(logits, task).argmax(1), target, task, row)
+
+    def on_test_epoch_end(self) -> None:
+        """Outside a stream, log the accuracy on every seen task and their mean."""
+        if self._row is not None:
+            return
+        seen = len(self.head.sizes)
+        for scenario in SCENARIOS:
+            correct, total = self.evaluation_counts(scenario)
+            accuracy = (correct[seen] / total[seen])[:seen]
+            self.log_dict({f"test/{scenario}/task_{j}": a for j, a in enumerate(accuracy)})
+            self.log(f"test/{scenario}", accuracy.mean())
+
+    def _mask_other_tasks(self, logits: Tensor, task: Tensor) -> Tensor:
+        """Set the logits of every class outside a sample's own task to -inf."""
+        column = torch.arange(logits.shape[1], device=logits.device)
+        outside = (column < self._first_class[task].unsqueeze(1)) | (column >= self._end_class[task].unsqueeze(1))
+        return logits.masked_fill(outside, -torch.inf)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's counts."""
+        self._val_sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Sum cross-entropy and correct predictions over the held-out data of all tasks so far."""
+        target, seen = batch["target"], self.head.num_classes
+        logits = self.predict_logits(batch["image"])
+        masked = self._mask_other_tasks(logits, batch["task"])
+        loss = nn.functional.cross_entropy(logits[:, :seen].float(), target, reduction="sum")
+        class_il = (logits[:, :seen].argmax(1) == target).sum()
+        task_il = (masked.argmax(1) == target).sum()
+        count = torch.full_like(class_il, len(target))
+        self._val_sums += torch.stack([loss.double(), class_il.double(), task_il.double(), count.double()])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/loss`, `val/class_il`, `val/task_il` over all ranks."""
+        loss, class_il, task_il, count = self.trainer.strategy.reduce(self._val_sums, reduce_op="sum").float()
+        self.log_dict({"val/loss": loss / count, "val/class_il": class_il / count, "val/task_il": task_il / count})
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Class probabilities `[B, seen]`, float32."""
+        image = batch["image"] if isinstance(batch, dict) else batch
+        return self(image).float().softmax(1)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what prediction needs beside the weights: class names and the order they were learned in."""
+        datamodule = self.trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
+        checkpoint["lightning_cil"] = {
+            "method": type(self).__name__,
+            "task_sizes": self.head.sizes.tolist(),
+            "head_seed": int(self.head.seed),
+            "class_names": list(getattr(datamodule, "class_names", [])),
+            "class_order": list(getattr(datamodule, "class_order", [])),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the class names and the seed of untrained outputs."""
+        saved = checkpoint.get("lightning_cil", {})
+        self.class_names = list(saved.get("class_names", []))
+        self.head.seed = int(saved.get("head_seed", self.head.seed))
+
+
+def _keep_plain(hparams: MutableMapping[str, Any]) -> None:
+    """Drop what a checkpoint could only keep as code (optimizer factories); it must load with weights_only."""
+    for name, value in list(hparams.items()):
+        if isinstance(value, Backbone):
+            hparams[name] = asdict(value)
+        elif not _is_plain(value):
+            del hparams[name]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or type(value) in (bool, int, float, str)

@@ -1,0 +1,74 @@
+"""Scores of a stream of tasks: pure functions of the accuracy matrix, and torchmetrics shells around them.
+
+The shells are imported on first use: torchmetrics takes seconds to load, and reports need only the functions.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lightning_cil.metrics.footprint import Footprint, count_parameters, footprint, megabytes, module_bytes
+from lightning_cil.metrics.scores import (
+    FORMULAS,
+    average_accuracy,
+    average_forgetting,
+    average_incremental_accuracy,
+    backward_transfer,
+    forward_transfer,
+    intransigence,
+    plasticity,
+    plasticity_stability,
+    summarise,
+)
+
+if TYPE_CHECKING:
+    from lightning_cil.metrics.task_matrix import (
+        AverageAccuracy,
+        AverageForgetting,
+        AverageIncrementalAccuracy,
+        BackwardTransfer,
+        ForwardTransfer,
+        Intransigence,
+        PlasticityStability,
+        TaskMatrix,
+        sample_weighted_accuracy,
+    )
+
+__all__ = [
+    "FORMULAS",
+    "AverageAccuracy",
+    "AverageForgetting",
+    "AverageIncrementalAccuracy",
+    "BackwardTransfer",
+    "Footprint",
+    "ForwardTransfer",
+    "Intransigence",
+    "PlasticityStability",
+    "TaskMatrix",
+    "average_accuracy",
+    "average_forgetting",
+    "average_incremental_accuracy",
+    "backward_transfer",
+    "count_parameters",
+    "footprint",
+    "forward_transfer",
+    "intransigence",
+    "megabytes",
+    "module_bytes",
+    "plasticity",
+    "plasticity_stability",
+    "sample_weighted_accuracy",
+    "summarise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs torchmetrics on first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module("lightning_cil.metrics.task_matrix"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

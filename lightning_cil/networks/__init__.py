@@ -1,0 +1,21 @@
+"""Networks: backbones that make features, heads that grow, and what freezes parts of them."""
+
+from lightning_cil.networks.backbones import create_backbone, feature_width, load_weights
+from lightning_cil.networks.freezing import set_trainable
+from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
+from lightning_cil.networks.resnet_cifar import CifarResNet
+from lightning_cil.networks.small import SmallConvNet
+from lightning_cil.networks.spec import Backbone
+
+__all__ = [
+    "Backbone",
+    "CifarResNet",
+    "CosineHead",
+    "LinearHead",
+    "MultiHead",
+    "SmallConvNet",
+    "create_backbone",
+    "feature_width",
+    "load_weights",
+    "set_trainable",
+]

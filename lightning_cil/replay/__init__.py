@@ -1,0 +1,20 @@
+"""Replay: the rules of what a buffer keeps and gives back, as plain algorithms on tensors."""
+
+from lightning_cil.replay.draw import draw_rows
+from lightning_cil.replay.herding import herding, herding_inner_product
+from lightning_cil.replay.quotas import class_quotas, first_per_class
+from lightning_cil.replay.random_choice import random_choice
+from lightning_cil.replay.reservoir import last_writers, reservoir_slots
+from lightning_cil.replay.storage import ExemplarStore
+
+__all__ = [
+    "ExemplarStore",
+    "class_quotas",
+    "draw_rows",
+    "first_per_class",
+    "herding",
+    "herding_inner_product",
+    "last_writers",
+    "random_choice",
+    "reservoir_slots",
+]

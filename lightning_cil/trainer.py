@@ -1,0 +1,450 @@
+"""`IncrementalTrainer` and `fit_stream`: one complete Lightning run for each stage of each task.
+
+Inside a single launch, every stage gets its own device placement, process-group wrap, optimizers, schedules,
+precision and data from Lightning, as if it were a fit of its own; evaluation after a task is a test run in the same
+launch. What resets with a stage: optimizer, scheduler, early stopping, the epoch counter. What goes on:
+`global_step`, loggers, callbacks, the buffer, the matrix.
+"""
+
+import os
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_cil import _compat
+from lightning_cil._random import fold_seed
+from lightning_cil.callbacks.base import call_hook
+from lightning_cil.callbacks.checkpoint import StreamCheckpoint
+from lightning_cil.callbacks.freezing import StagedFreezing
+from lightning_cil.callbacks.progress import StreamProgressBar
+from lightning_cil.callbacks.random_state import RandomState
+from lightning_cil.callbacks.results import ResultsWriter
+from lightning_cil.callbacks.stream_state import StageTime, StreamState
+from lightning_cil.callbacks.summary import StreamSummary
+from lightning_cil.data.base import IncrementalDataModule
+from lightning_cil.data.predict import FolderLoader, write_predictions
+from lightning_cil.methods.base import IncrementalModule
+from lightning_cil.types import SCENARIOS, Stage, Task
+
+STATE_KEY = "StreamState"
+
+
+class IncrementalTrainer(Trainer):
+    """A `lightning.pytorch.Trainer` that also fits a stream of tasks.
+
+    With an `IncrementalDataModule`, `fit` trains and evaluates the whole stream; without one, everything is as in
+    the stock Trainer. The run folder is `trainer.log_dir`.
+
+    Args:
+        callbacks: As in the stock Trainer; what a stream needs and the list lacks is added (`StreamState`,
+            `RandomState`, `StreamCheckpoint`, `ResultsWriter`, `StreamSummary`, `StreamProgressBar`).
+        logger: As in the stock Trainer; by default CSV files in `default_root_dir/version_<n>`.
+        default_root_dir: Where run folders are made; `runs` by default.
+        enable_checkpointing: Whether checkpoints are written.
+        enable_progress_bar: Whether a progress bar is shown.
+        enable_model_summary: Whether Lightning prints a table of layers before every stage.
+        num_sanity_val_steps: Validation batches before every stage.
+        stop_after_task: Index of the task after which the run ends, ready to be resumed from its checkpoint.
+        evaluate_before_training: Whether the untrained network is scored (the row that forward transfer needs).
+        **kwargs: All other arguments of the stock Trainer.
+    """
+
+    def __init__(
+        self,
+        *,
+        callbacks: list[Callback] | Callback | None = None,
+        logger: Logger | Iterable[Logger] | bool | None = None,
+        default_root_dir: str | Path | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = False,
+        num_sanity_val_steps: int | None = 0,
+        stop_after_task: int | None = None,
+        evaluate_before_training: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if stop_after_task is not None and stop_after_task < 0:
+            raise ValueError(f"`stop_after_task={stop_after_task}`: expected the index of a task, 0 or more.")
+        given = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
+        root = "runs" if default_root_dir is None else os.fspath(default_root_dir)
+        if logger is None or logger is True:
+            logger = CSVLogger(root, name=None)
+        bar = enable_progress_bar is not False and not kwargs.get("barebones")
+        super().__init__(
+            callbacks=_with_defaults(given, checkpoints=enable_checkpointing is not False, bar=bar),
+            logger=logger,
+            default_root_dir=root,
+            enable_checkpointing=enable_checkpointing,
+            enable_progress_bar=enable_progress_bar,
+            enable_model_summary=enable_model_summary,
+            num_sanity_val_steps=num_sanity_val_steps,
+            **kwargs,
+        )
+        self.stop_after_task = stop_after_task
+        self.evaluate_before_training = evaluate_before_training
+
+    def fit(  # type: ignore[override]
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        stop_after_task: int | None = None,
+    ) -> None:
+        """Train: a stream when the data are an `IncrementalDataModule`, else as the stock Trainer.
+
+        Args:
+            model: The method.
+            train_dataloaders: Stock runs: training data. Or a datamodule.
+            val_dataloaders: Stock runs: validation data.
+            datamodule: The stream.
+            ckpt_path: Go on from this checkpoint; `last`: from the newest one below the root, in its run folder.
+            weights_only: As in the stock Trainer; streams always read checkpoints so.
+            stop_after_task: Index of the task after which to stop; overrides the trainer's own.
+        """
+        if stop_after_task is not None:
+            self.stop_after_task = stop_after_task
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+
+    def predict(  # type: ignore[override]
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        images: str | None = None,
+        output: str | None = None,
+    ) -> Any:
+        """Predict as the stock Trainer does, or classify a folder of images into a CSV file.
+
+        Args:
+            model: The method.
+            dataloaders: What to predict.
+            datamodule: What to predict, or, with `images`, how images are prepared.
+            return_predictions: As in the stock Trainer.
+            ckpt_path: The weights.
+            weights_only: As in the stock Trainer.
+            images: A folder of images, searched with its sub-folders.
+            output: The CSV file; by default `predictions.csv` in the working directory.
+        """
+        if images is None or model is None or not isinstance(datamodule, IncrementalDataModule):
+            if images is not None:
+                raise ValueError("`images` needs a model and an `IncrementalDataModule`, which says how to read them.")
+            return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+        loader = FolderLoader(datamodule, images)
+        batches = super().predict(model, loader, None, True, ckpt_path, weights_only)
+        path = write_predictions(output or "predictions.csv", loader.paths, batches, getattr(model, "class_names", []))
+        print(f"{len(loader.paths)} images classified: {path}")
+        return batches
+
+    def _fit_impl(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: Any = None,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(train_dataloaders, IncrementalDataModule):
+            train_dataloaders, datamodule = None, train_dataloaders
+        if not isinstance(datamodule, IncrementalDataModule):
+            super()._fit_impl(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *rest, **kwargs)
+            return
+        _check_module(model)
+        _compat.attach(self, model, datamodule)
+        if ckpt_path == "last":
+            ckpt_path = self._last_checkpoint()
+        path = _compat.select_checkpoint(self, ckpt_path)
+        _compat.connect(self, model)
+        self.strategy.setup_environment()
+
+        def fit(epochs: int, ckpt: Any) -> None:
+            _compat.run_fit(self, model, datamodule, epochs, ckpt)
+
+        def test() -> None:
+            _compat.run_test(self, model, datamodule)
+
+        driver = _Driver(self, model, datamodule, fit, test)
+        driver.run(path, self.stop_after_task, self.evaluate_before_training)
+
+    def _last_checkpoint(self) -> str | None:
+        """The newest `last.ckpt` below the root; the run goes on in its folder."""
+        found = [p for p in Path(self.default_root_dir).glob("*/checkpoints/last.ckpt") if p.exists()]
+        found = self.strategy.broadcast(found)
+        if not found:
+            rank_zero_info(f"No checkpoint below {self.default_root_dir}: the run starts from its beginning.")
+            return None
+        newest = max(found, key=lambda p: p.stat().st_mtime)
+        name = newest.parent.parent.name
+        if isinstance(self.logger, CSVLogger) and name.startswith("version_") and name[8:].isdecimal():
+            self.logger._version = int(name[8:])
+        return str(newest)
+
+
+def fit_stream(
+    trainer: Trainer,
+    module: IncrementalModule,
+    datamodule: IncrementalDataModule,
+    ckpt_path: str | None = None,
+    stop_after_task: int | None = None,
+    evaluate_before_training: bool = True,
+) -> None:
+    """Run a stream on a stock `Trainer`, one `trainer.fit` for each stage.
+
+    `IncrementalTrainer` does more; this is for trainers that cannot be replaced. Missing stream callbacks are added.
+
+    Args:
+        trainer: A Lightning trainer with a single-process or subprocess launcher.
+        module: The method.
+        datamodule: The stream.
+        ckpt_path: A checkpoint file of a stream, to go on from.
+        stop_after_task: Index of the task after which to stop.
+        evaluate_before_training: Whether the untrained network is scored.
+
+    Raises:
+        ValueError: For trainers on which a second `fit` would go wrong silently.
+    """
+    _check_module(module)
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            "`fit_stream` got a trainer with a spawn, fork or notebook launcher, which can fit once only; expected "
+            "strategy='auto' or 'ddp'. Use `IncrementalTrainer(...).fit(module, datamodule)` with this strategy."
+        )
+    if any(isinstance(c, OnExceptionCheckpoint) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            "`fit_stream` got a trainer with `OnExceptionCheckpoint`, from which every later stage would reload an "
+            "old checkpoint. Remove the callback, or use `IncrementalTrainer`."
+        )
+    leftover = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
+    if leftover and ckpt_path is None:
+        raise ValueError(
+            f"`fit_stream` found {leftover[-1]}, which Lightning would reload in every stage. Move it away and give "
+            "it as `ckpt_path`, or use `IncrementalTrainer`, which resumes from it."
+        )
+    trainer.callbacks[:] = _with_defaults(trainer.callbacks, checkpoints=True, bar=False)  # type: ignore[attr-defined]
+
+    def fit(epochs: int, ckpt: Any) -> None:
+        if ckpt is None:
+            trainer.fit_loop.epoch_progress.reset_on_run()
+        trainer.fit_loop.max_epochs = 1 if trainer.fast_dev_run else epochs  # type: ignore[attr-defined]
+        trainer.should_stop = False
+        trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True if ckpt else None)
+
+    def test() -> None:
+        trainer.test(module, datamodule=datamodule, verbose=False)
+
+    trainer.strategy.connect(module)
+    module.trainer = trainer
+    datamodule.trainer = trainer
+    _Driver(trainer, module, datamodule, fit, test).run(ckpt_path, stop_after_task, evaluate_before_training)
+
+
+class _Driver:
+    """The loop over tasks and stages; how a stage is fitted or tested is given."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: IncrementalModule,
+        datamodule: IncrementalDataModule,
+        fit: Callable[[int, Any], None],
+        test: Callable[[], None],
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.datamodule = datamodule
+        self.fit = fit
+        self.test = test
+        self.state: StreamState = next(c for c in trainer.callbacks if isinstance(c, StreamState))  # type: ignore[attr-defined]
+
+    def run(self, ckpt_path: Any, stop_after_task: int | None, evaluate_before: bool) -> None:
+        """Train and evaluate from the beginning or from a checkpoint."""
+        trainer, module, datamodule, state = self.trainer, self.module, self.datamodule, self.state
+        tasks = datamodule.tasks
+        if stop_after_task is not None and stop_after_task >= len(tasks):
+            raise ValueError(
+                f"`stop_after_task={stop_after_task}`, but the stream has the tasks 0 to {len(tasks) - 1}. "
+                "Give one of them, or leave it out to train all."
+            )
+        self._add_required_callbacks()
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        state.begin(len(tasks), trainer.strategy.broadcast(_run_seed()))
+        first, resumed, ckpt = 0, False, None
+        if ckpt_path:
+            saved = peek(ckpt_path)
+            datamodule.load_state_dict(saved.get(type(datamodule).__qualname__, {}))
+            state.load_state_dict(saved["callbacks"][STATE_KEY])
+            ckpt = ckpt_path
+        module.begin_stream(tasks, state.seed)
+        if ckpt and state.phase == "boundary":
+            module.grow_to(tasks[state.task])
+            _compat.restore_finished_task(trainer, ckpt)
+            first, ckpt = state.task + 1, None
+            rank_zero_info(f"Going on after task {state.task} of {ckpt_path}")
+        elif ckpt:
+            first, resumed = state.task, True
+            rank_zero_info(f"Going on inside task {state.task}, stage {state.stage} of {ckpt_path}")
+        elif evaluate_before:
+            self._evaluate(row=-1)
+        for task in tasks[first:]:
+            self._run_task(task, ckpt if resumed else None)
+            resumed = False
+            if task.index == stop_after_task:
+                break
+        call_hook(trainer, module, "on_stream_end")
+
+    def _run_task(self, task: Task, ckpt: Any) -> None:
+        trainer, module, state = self.trainer, self.module, self.state
+        start = state.stage if ckpt else 0
+        if not ckpt:
+            state.current_task = task
+            call_hook(trainer, module, "on_task_start", task)
+        module.grow_to(task)
+        stages = self._stages(task)
+        for index, stage in enumerate(stages[start:], start):
+            self._run_stage(task, index, stage, len(stages), ckpt)
+            ckpt = None
+        if stages:
+            trainer.strategy.model_to_device()
+            with self._timed(task, "task end"):
+                call_hook(trainer, module, "on_task_end", task)
+            self._evaluate(row=task.index)
+        state.finish(task)
+        with _compat.without_optimizers(trainer):
+            call_hook(trainer, module, "on_task_scored", task)
+
+    def _run_stage(self, task: Task, index: int, stage: Stage, num_stages: int, ckpt: Any) -> None:
+        trainer, module, state = self.trainer, self.module, self.state
+        state.enter(task, index, stage, num_stages, resumed=bool(ckpt))
+        self.datamodule.set_stage(task, stage, fold_seed(state.seed, 1, task.index, index))
+        module.begin_stage(task, stage)
+        call_hook(trainer, module, "setup_stage", task, stage)
+        if not ckpt:
+            call_hook(trainer, module, "on_stage_start", task, stage)
+            _seed(fold_seed(state.seed, 2, task.index, index, trainer.global_rank))
+        with self._timed(task, stage.name):
+            self.fit(stage.epochs, ckpt)
+        trainer.strategy.model_to_device()
+        call_hook(trainer, module, "on_stage_end", task, stage)
+
+    def _stages(self, task: Task) -> list[Stage]:
+        """The method's stages, or those that a `StagedFreezing` callback declares."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StagedFreezing) and callback.stages:
+                return list(callback.stages)
+        return list(self.module.stages(task))
+
+    def _evaluate(self, row: int) -> None:
+        """Score the network on every task's test data: row `row` of the matrix."""
+        self.module.begin_evaluation(row)
+        task = self.datamodule.tasks[max(row, 0)]
+        with self._timed(task, "evaluation before training" if row < 0 else "evaluation"):
+            self.test()
+        for scenario in SCENARIOS:
+            correct, total = self.module.evaluation_counts(scenario)
+            self.state.record(scenario, row, correct[row + 1], total[row + 1])
+
+    def _add_required_callbacks(self) -> None:
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        for needed in self.module.required_callbacks():
+            if not any(isinstance(c, type(needed)) for c in callbacks):
+                position = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
+                callbacks.insert(position, needed)
+                rank_zero_info(f"{type(self.module).__name__} needs a {type(needed).__name__}: added {needed}")
+
+    @contextmanager
+    def _timed(self, task: Task, name: str) -> Iterator[None]:
+        device = self.trainer.strategy.root_device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            torch.cuda.synchronize(device)
+        begin = self.state.clock = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            peak = torch.cuda.max_memory_allocated(device)
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        self.state.add_time(StageTime(task.index, name, time.perf_counter() - begin, peak))
+
+
+def peek(ckpt_path: str | Path) -> dict[str, Any]:
+    """Read a stream checkpoint without its weights, which stay mapped on disk.
+
+    Args:
+        ckpt_path: A checkpoint file of a stream.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it is damaged, holds code, or is no checkpoint of a stream.
+    """
+    if not os.path.exists(ckpt_path):
+        raise FileNotFoundError(f"`ckpt_path={ckpt_path}`: no such file; expected a checkpoint or 'last'.")
+    try:
+        saved = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+        saved["callbacks"][STATE_KEY]
+    except Exception as error:
+        raise ValueError(
+            f"`ckpt_path={ckpt_path}` is not a readable checkpoint of a stream ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}); expected a file that lightning-cil wrote, such as "
+            "checkpoints/last.ckpt or checkpoints/task_0.ckpt of a run folder."
+        ) from error
+    return dict(saved)
+
+
+def _run_seed() -> int:
+    """The seed of `seed_everything`, or the one that torch started with."""
+    given = os.environ.get("PL_GLOBAL_SEED")
+    return int(given) if given is not None else torch.initial_seed() % 2**32
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _check_module(module: LightningModule) -> None:
+    if not isinstance(module, IncrementalModule):
+        raise TypeError(
+            f"A stream needs an `IncrementalModule`, got {type(module).__name__}. Derive it from "
+            "`lightning_cil.methods.IncrementalModule`, or train it on each task's loaders with a stock `fit`."
+        )
+
+
+def _with_defaults(given: list[Callback], *, checkpoints: bool, bar: bool) -> list[Callback]:
+    def lacks(kind: type) -> bool:
+        return not any(isinstance(c, kind) for c in given)
+
+    added: list[Callback] = [StreamState()] if lacks(StreamState) else []
+    added += [RandomState()] if lacks(RandomState) else []
+    added += given
+    added += [ResultsWriter()] if lacks(ResultsWriter) else []
+    added += [StreamSummary()] if lacks(StreamSummary) else []
+    added += [StreamProgressBar()] if bar and lacks(ProgressBar) else []
+    added += [StreamCheckpoint()] if checkpoints and lacks(StreamCheckpoint) else []
+    return sorted(added, key=lambda c: (not isinstance(c, StreamState), isinstance(c, Checkpoint)))
