@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 __all__ = ["FractionCosineLR", "FractionStepLR"]
 
 _ROUNDING = 1e-9
-"""Slack for products such as 0.1 · 30, which is a little more than 3 in floating point."""
+"""Slack for products such as 0.07 · 100, which is a little more than 7 in floating point."""
 
 
 class _FractionLR(LRScheduler, ABC):
@@ -69,7 +69,7 @@ class _FractionLR(LRScheduler, ABC):
         if self.num_epochs is None and self.last_epoch >= 0:  # torch's constructor makes the step from -1 to 0
             raise RuntimeError(
                 f"Got a step of {type(self).__name__} without the stage's length, expected a call of "
-                "`set_num_epochs` before. `IncrementalTrainer` makes it; in a loop of your own do so once, before training."
+                "`set_num_epochs` before. `IncrementalTrainer` makes it; in your own loop, make it before training."
             )
         super().step(epoch)
 

@@ -53,8 +53,8 @@ class StreamCheckpoint(Checkpoint):
         """Keep the finished task."""
         name = f"task_{task.index}.ckpt"
         self._save(trainer, name if self.keep_tasks else "last.ckpt")
+        folder = self.directory(trainer)  # a collective: not on rank 0 alone
         if self.keep_tasks and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            folder = self.directory(trainer)
             draft = folder / "last.ckpt.part"
             _remove(draft)
             if (folder / name).is_file():

@@ -111,8 +111,7 @@ def forward_transfer(matrix: Matrix, baseline: Baseline | None) -> float | None:
     Args:
         matrix: `T×T` fractions in [0, 1]; `None` or NaN where not evaluated.
         baseline: b, `[T]` fractions in [0, 1]: the untrained model's score on each task. `b[0]` is not read. `None`:
-        there
-            is none.
+            there is none.
 
     Returns:
         A fraction in [-mean b, 1]; `None` with fewer than two tasks, without a baseline, or if an entry `A[j-1, j]` or
@@ -159,8 +158,8 @@ def average_forgetting(matrix: Matrix) -> float | None:
 
     AF = 1/(T-1) Σ_{j=0..T-2} (max_{i=0..T-2} A[i, j] - A[T-1, j]), NFL Eq. 26-27, RWalk. The maximum runs over all rows
     but the last: over those before task j was learned as well, which matters only if the zero-shot score beats all
-    later ones, and not over the last, so that AF is negative where the last task brought an earlier one to its best. AF
-    ≥ -BWT.
+    later ones, and not over the last, so that AF is negative where the last task brought an earlier one to its best.
+    AF ≥ -BWT.
 
     Args:
         matrix: `T×T` fractions in [0, 1]; `None` or NaN where not evaluated.
@@ -193,8 +192,7 @@ def intransigence(matrix: Matrix, joint_accuracy: Score) -> float | None:
     Args:
         matrix: `T×T` fractions in [0, 1], T ≥ 1; `None` or NaN where not evaluated.
         joint_accuracy: a*, a fraction in [0, 1]: score on the *last* task of a model trained on all tasks' data at
-        once,
-            same scenario and protocol. `None`: there is none.
+            once, same scenario and protocol. `None`: there is none.
 
     Returns:
         A fraction in [-1, 1]; `None` without `joint_accuracy` or if A[T-1, T-1] was not evaluated.
@@ -441,5 +439,5 @@ def _check_fractions(name: str, values: Tensor) -> None:
     outside = (values < -_RANGE_TOLERANCE) | (values > 1 + _RANGE_TOLERANCE)
     if outside.any():
         raise ValueError(
-            f"`{name}` holds {values[outside][0].item():g}, expected fractions in [0, 1]. Divide percentages by 100."
+            f"`{name}` holds {values[outside][0].item():.9g}, expected fractions in [0, 1]. Divide percentages by 100."
         )

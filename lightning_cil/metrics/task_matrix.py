@@ -6,7 +6,7 @@ and the sources. The counts are integers and processes' counts are added, so res
 of a task each process saw, as long as no sampler pads.
 
 Each score is a `TaskMatrix` with another `compute`. In a `torchmetrics.MetricCollection` all of them form one compute
-group: one update, one state, one synchronisation.
+group: one state and, from the second batch on, one update for all.
 """
 
 import math

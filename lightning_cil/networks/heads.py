@@ -68,7 +68,7 @@ class _Head(nn.Module, ABC):
         """Append the outputs of one more task; earlier outputs stay bit for bit.
 
         Device, dtype and `requires_grad` of the parameters are kept; sharded ones (DTensor) become whole, which all
-        ranks of the mesh must do together.
+        ranks of the mesh must do together. Under FSDP2, grow a copy that `unsharded` made.
 
         Args:
             num_new: Classes of the task, at least 1.
@@ -209,12 +209,13 @@ class _Head(nn.Module, ABC):
     def _check_stored(self, stored: Mapping[str, Any]) -> list[int]:
         """The task sizes of a checkpoint's entries, once it is sure that all entries fit them."""
         sizes = stored.get("sizes")
-        if not isinstance(sizes, Tensor) or sizes.dim() != 1 or sizes.is_floating_point() or bool((sizes < 1).any()):
+        readable = isinstance(sizes, Tensor) and sizes.dim() == 1 and sizes.dtype == torch.long and not sizes.is_meta
+        task_sizes = cast(Tensor, sizes).tolist() if readable else [0]
+        if min(task_sizes, default=1) < 1:
             raise ValueError(
                 f"the checkpoint's entries {sorted(stored)} hold no valid `sizes`, expected a long tensor [tasks] of "
                 "the classes of each task. Was the checkpoint written by another kind of head?"
             )
-        task_sizes = [int(size) for size in sizes]
         expected = self._shapes(task_sizes)
         given = {name: tuple(getattr(value, "shape", ())) for name, value in stored.items() if name != "sizes"}
         if given != expected:

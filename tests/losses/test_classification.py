@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_cil.losses import cross_entropy_over, task_masked_cross_entropy
+from lightning_cil.losses.classification import _mean_cross_entropy
 
 SIZES = [2, 1, 4]
 TASK_OF_CLASS = [0, 0, 1, 2, 2, 2, 2]
@@ -61,6 +62,8 @@ def test_label_that_shifts_to_torchs_ignored_index_is_refused() -> None:
         cross_entropy_over(logits, target, 100, 110)
     with pytest.raises(ValueError, match="expected labels from 0 to 109"):
         cross_entropy_over(logits, torch.tensor([-100, 0]), 0, 110)
+    with pytest.raises(IndexError):  # what is left of the check on other devices: torch's own
+        _mean_cross_entropy(logits, torch.tensor([-100, 0]))
 
 
 @pytest.mark.parametrize("label", [1, 5])
@@ -148,3 +151,10 @@ def test_sizes_must_fit_the_columns(sizes: list[int]) -> None:
     zero = torch.tensor([0])
     with pytest.raises(ValueError, match=r"Got `sizes=.*with 7 columns"):
         task_masked_cross_entropy(torch.zeros(1, 7), zero, zero, sizes)
+
+
+def test_nothing_is_read_back_from_another_device() -> None:
+    """On the meta device there is nothing to read; the checks of the labels would stall a GPU at every step."""
+    logits, labels = torch.zeros(4, 7, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
+    assert task_masked_cross_entropy(logits, labels, labels, SIZES).shape == ()
+    assert cross_entropy_over(logits, labels, 2, 5).shape == ()

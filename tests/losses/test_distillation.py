@@ -247,3 +247,9 @@ def test_unknown_reduction_is_refused() -> None:
     student, teacher = random_logits()
     with pytest.raises(ValueError, match="Got `reduction='batchmean'`, expected 'mean'"):
         inspect.unwrap(binary_distillation)(student, teacher, reduction="batchmean")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_nothing_is_read_back_from_another_device(loss) -> None:
+    logits = torch.zeros(4, 7, device="meta")
+    assert loss(logits, logits).shape == ()

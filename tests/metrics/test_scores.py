@@ -251,6 +251,13 @@ def test_a_missing_row_is_named_as_a_row():
     assert reasons == dict.fromkeys(["AIA", "FWT", "BWT", "AF", "PS"], "row 0 was not evaluated")
 
 
+def test_a_reason_names_an_entry_that_its_own_score_reads():
+    _, reasons = summarise(
+        [[0.5, 0.5, None], [None, 0.5, 0.5], [0.25, 0.5, 0.5]], joint_accuracy=0.5, baseline=[0.0] * 3
+    )
+    assert {name: reason[:6] for name, reason in reasons.items()} == {"AIA": "A[1,0]", "AF": "A[1,0]"}
+
+
 def test_a_stream_under_way_is_scored_by_its_leading_block():
     full, _, _ = random_case(3, num_tasks=4)
     under_way = torch.tensor(full, dtype=torch.float64)
@@ -323,12 +330,12 @@ def test_integers_and_values_within_tolerance_pass():
     assert intransigence([[1]], 1) == 0.0
 
 
-def test_gradients_and_the_argument_are_left_alone():
-    matrix = torch.tensor([[0.5, 0.25], [0.25, 0.75]], requires_grad=True)
+def test_the_argument_is_left_alone():
+    matrix = torch.tensor([[0.5, math.nan], [0.25, 0.75]], dtype=torch.float64)
+    matrix.requires_grad_()
     before = matrix.detach().clone()
-    summarise(matrix, baseline=torch.tensor([0.5, 0.5]), joint_accuracy=0.5)
-    assert torch.equal(matrix, before)
-    assert matrix.grad is None
+    summarise(matrix, baseline=before[0], joint_accuracy=0.5)
+    assert torch.equal(matrix.nan_to_num(-1), before.nan_to_num(-1))
 
 
 @pytest.mark.parametrize(

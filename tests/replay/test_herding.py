@@ -28,7 +28,7 @@ def unit_vectors(*degrees: float) -> Tensor:
 
 def slow_herding(features: Tensor, num_exemplars: int) -> list[int]:
     """Algorithm 4: the whole mean of the exemplars at every step, for every candidate."""
-    vectors = [row / row.norm() for row in features.double()]
+    vectors = [row / row.norm() if row.any() else row for row in features.double()]
     mean = sum(vectors) / len(vectors)
     chosen: list[int] = []
     for k in range(1, num_exemplars + 1):
@@ -72,8 +72,10 @@ def test_golden_class_mean_of_two_exemplars() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_herding_equals_the_loop(seed: int) -> None:
+@pytest.mark.parametrize("zeros", [[], [4], [0, 7, 39]])
+def test_herding_equals_the_loop(seed: int, zeros: list[int]) -> None:
     features = random_features(seed=seed)
+    features[zeros] = 0.0
     assert herding(features, 25).tolist() == slow_herding(features, 25)
 
 
@@ -148,8 +150,10 @@ def test_zero_features_are_allowed(rule) -> None:
 
 
 def test_zero_feature_counts_with_its_true_distance() -> None:
-    """‖μ - 0‖ against ‖μ - v‖: of (1, 0), (-1, 0), (0, 0) the zero vector lies on the mean."""
-    assert herding(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]), 1).tolist() == [2]
+    """Of (1, 0), (-1, 0) and the zero vector, that one lies on the mean; with four times (1, 0) it is the farther."""
+    right, left, zero = [1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]
+    assert herding(torch.tensor([right, left, zero]), 1).tolist() == [2]
+    assert herding(torch.tensor([zero, right, right, right, right]), 2).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -223,8 +223,8 @@ def test_rows_stored_in_inference_mode_can_be_changed_and_trained_on_later(store
     with torch.inference_mode():
         store.append(samples(0, 4))
         store.keep(torch.tensor([2, 3]))
-    store.append(samples(4, 1))
     store.column("logits")[0] = 0.0
+    store.append(samples(4, 1))
     weight = torch.ones(2, requires_grad=True)
     (store.gather(torch.tensor([1, 2]))["logits"] * weight).sum().backward()
     assert weight.grad is not None
