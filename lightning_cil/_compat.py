@@ -32,7 +32,7 @@ PRIVATE_NAMES = {
 def select_checkpoint(trainer: Trainer, ckpt_path: Any) -> Any:
     """Resolve `ckpt_path` ("last", "hpc", a path) once for the whole stream, as Lightning would for a fit."""
     return trainer._checkpoint_connector._select_ckpt_path(
-        trainer.state.fn, ckpt_path, model_provided=True, model_connected=True
+        TrainerFn.FITTING, ckpt_path, model_provided=True, model_connected=True
     )
 
 

@@ -96,7 +96,7 @@ class IncrementalTrainer(Trainer):
         self.stop_after_task = stop_after_task
         self.evaluate_before_training = evaluate_before_training
 
-    def fit(  # type: ignore[override]
+    def fit(
         self,
         model: LightningModule,
         train_dataloaders: Any = None,
@@ -121,7 +121,7 @@ class IncrementalTrainer(Trainer):
             self.stop_after_task = stop_after_task
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         model: LightningModule | None = None,
         dataloaders: Any = None,
@@ -149,7 +149,7 @@ class IncrementalTrainer(Trainer):
                 raise ValueError("`images` needs a model and an `IncrementalDataModule`, which says how to read them.")
             return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
         loader = FolderLoader(datamodule, images)
-        batches = super().predict(model, loader, None, True, ckpt_path, weights_only)
+        batches: Any = super().predict(model, loader, None, True, ckpt_path, weights_only)
         path = write_predictions(output or "predictions.csv", loader.paths, batches, getattr(model, "class_names", []))
         print(f"{len(loader.paths)} images classified: {path}")
         return batches
@@ -183,6 +183,7 @@ class IncrementalTrainer(Trainer):
         def test() -> None:
             _compat.run_test(self, model, datamodule)
 
+        assert isinstance(model, IncrementalModule)
         driver = _Driver(self, model, datamodule, fit, test)
         driver.run(path, self.stop_after_task, self.evaluate_before_training)
 

@@ -42,7 +42,7 @@ class RandomState(StreamCallback):
                 float(cached),
             ],
             "torch": torch.get_rng_state(),
-            "cuda": [s.cpu() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else [],
+            "cuda": [s.cpu() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
         }
         states: list[Any] = [own]
         if torch.distributed.is_available() and torch.distributed.is_initialized():

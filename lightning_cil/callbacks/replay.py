@@ -95,9 +95,10 @@ class ReplayBuffer(StreamCallback):
         self.storage = storage
         self.allow_missing_classes = allow_missing_classes
         self.seed = seed
-        self.store = ExemplarStore()
+        self.store = ExemplarStore(capacity=total)
         self.num_offered = 0
         self._image_bytes = 0
+        self._by_index = False
         self._fits = 0
 
     def __repr__(self) -> str:
@@ -233,8 +234,6 @@ class ReplayBuffer(StreamCallback):
             self._by_index = self.storage == "index" or (self.storage == "auto" and large)
         return columns if self._by_index else {**columns, "image": datamodule.stored_images(index)}
 
-    _by_index = False
-
     # ------------------------------------------------------------------ stock fit
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -309,7 +308,7 @@ def members_choice(members: Tensor, size: int, seed: int) -> Tensor:
 def _by_class(target: Tensor, quotas: Tensor, choose: Any) -> Tensor:
     """Rows chosen for each class in `target`, classes in ascending order, each in order of priority."""
     chosen = []
-    for label in target.unique().tolist():
+    for label in torch.unique(target).tolist():
         members = (target == label).nonzero().flatten()
         chosen.append(members[choose(members, int(quotas[label]))])
     return torch.cat(chosen)

@@ -57,7 +57,7 @@ class Teacher(StreamCallback):
             return
         if isinstance(batch, dict):
             images = [batch["image"], *([batch["replay_image"]] if "replay_image" in batch else [])]
-            logits = self.logits(trainer, torch.cat(images)).split([len(i) for i in images])
+            logits = torch.split(self.logits(trainer, torch.cat(images)), [len(i) for i in images])
             batch["teacher_logits"] = logits[0]
             if len(images) > 1:
                 batch["replay_teacher_logits"] = logits[1]

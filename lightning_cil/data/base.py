@@ -47,6 +47,8 @@ class IncrementalDataModule(LightningDataModule, ABC):
 
     label_kind: ClassVar[LabelKind] = "single"
     default_num_tasks: ClassVar[int | None] = None
+    image_shape: ClassVar[tuple[int, int, int] | None] = None
+    """Channels, height and width where every image has them; prediction then needs no data set."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
             return
         for name, train in (("train", True), ("test", False)):
             split = self.load_split(train)
-            missing = sorted(set(range(self.num_classes)) - set(split.targets.unique().tolist()))
+            missing = sorted(set(range(self.num_classes)) - set(torch.unique(split.targets).tolist()))
             if missing:
                 raise ValueError(
                     f"{split.source}: class {self.original_names[missing[0]]!r} has no {name} image"
@@ -247,19 +249,18 @@ class IncrementalDataModule(LightningDataModule, ABC):
         Returns:
             uint8 `[channels, height, width]`.
         """
-        if "train" not in self._splits:
-            self.prepare_data()
-            self.setup("predict")
-        split = self.split("train")
-        if isinstance(split, FileImages):
-            return split.eval_transform(image)
-        channels, height, width = split.stored(torch.zeros(1, dtype=torch.int64)).shape[1:]
+        if self.image_shape is None:
+            raise NotImplementedError(f"{type(self).__name__} has images of no fixed shape: override `prepare_image`.")
+        channels, height, width = self.image_shape
         pixels = np.array(image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX))
         return torch.from_numpy(pixels).reshape(height, width, channels).permute(2, 0, 1).contiguous()
 
     def transform(self, image: Tensor, key: Tensor | None = None) -> Tensor:
-        """Augment (with `key`) and normalise uint8 images on their device; see `BatchAugment`."""
-        return self.augment(image, key)
+        """Augment (with `key`) and normalise uint8 images on their device, in the trainer's precision."""
+        image = self.augment(image, key)
+        if self.trainer is not None:
+            image = self.trainer.precision_plugin.convert_input(image)
+        return image
 
     def fingerprint(self) -> str:
         """16 hex digits of the training labels in order; empty before `setup`."""
@@ -277,6 +278,8 @@ class IncrementalDataModule(LightningDataModule, ABC):
         if isinstance(spec, str):
             return spec
         ids = {name: i for i, name in enumerate(self.original_names)}
+        if len(ids) < len(self.original_names) and any(isinstance(item, str) for item in spec):
+            raise ValueError("`class_order` names classes, but two classes share a name; give class ids.")
         result = []
         for item in spec:
             if isinstance(item, str) and item not in ids:

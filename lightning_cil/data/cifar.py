@@ -160,6 +160,7 @@ class SplitCIFAR10(_CifarTasks):
     """
 
     default_num_tasks = 5
+    image_shape = (3, 32, 32)
     names = _names.CIFAR10
     mean, std = CIFAR10_MEAN, CIFAR10_STD
     folder = "cifar-10-batches-py"
@@ -197,6 +198,7 @@ class SplitCIFAR100(_CifarTasks):
     """
 
     default_num_tasks = 10
+    image_shape = (3, 32, 32)
     names = _names.CIFAR100
     mean, std = CIFAR100_MEAN, CIFAR100_STD
     folder = "cifar-100-python"

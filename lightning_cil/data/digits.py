@@ -34,6 +34,7 @@ class SplitDigits(IncrementalDataModule):
     """
 
     default_num_tasks = 5
+    image_shape = (1, 8, 8)
 
     def __init__(
         self,

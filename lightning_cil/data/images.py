@@ -4,6 +4,7 @@ Labels always come from metadata; no image is decoded to read one.
 """
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 ImageTransform = Callable[[Image.Image], Tensor]
+
+_GENERATOR = threading.Lock()
+"""Threads that decode at once must not seed the global generator under each other."""
 
 
 class ImageSplit(ABC):
@@ -123,7 +127,7 @@ class FileImages(ImageSplit):
         image = read_image(self.path(index))
         if key is None:
             return self.eval_transform(image)
-        with torch.random.fork_rng(devices=[]):
+        with _GENERATOR, torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(key)
             return self.train_transform(image)
 
@@ -141,6 +145,10 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16"):  # 16 bits of grey: PIL would clip them to white
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if "transparency" in image.info:
+                return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image; expected a file that the data set's list names.") from None

@@ -138,7 +138,7 @@ class StreamLoader:
                 num_workers=self.num_workers,
                 collate_fn=_collate,
                 pin_memory=torch.cuda.is_available(),
-                persistent_workers=True,
+                persistent_workers=self.shuffle,
             )
         return iter(self._workers)
 

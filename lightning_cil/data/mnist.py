@@ -31,6 +31,7 @@ class _IdxTasks(IncrementalDataModule, ABC):
     """What the two data sets share; a subclass names them."""
 
     default_num_tasks = 5
+    image_shape = (1, 28, 28)
     names: ClassVar[Sequence[str]]
     mean: ClassVar[Sequence[float]]
     std: ClassVar[Sequence[float]]

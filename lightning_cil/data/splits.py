@@ -93,7 +93,7 @@ def task_sizes(
     if sum(given) != 1:
         raise ValueError(
             f"got `num_tasks={num_tasks}`, `base={base}`, `increment={increment}`, `sizes={sizes}`; "
-            "expected exactly one of `num_tasks`, `base` with `increment`, or `sizes`."
+            "expected exactly one of `num_tasks`, `base` with `increment`, or `sizes`. Set the others to null."
         )
     if sizes is not None:
         result = [int(s) for s in sizes]
@@ -157,7 +157,7 @@ def holdout(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
     if fraction == 0:
         return everything, everything[:0]
     held = torch.zeros(len(targets), dtype=torch.bool)
-    for label in targets.unique().tolist():
+    for label in torch.unique(targets).tolist():
         members = everything[targets == label]
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held[members[counter_hash(members, seed).argsort()[:count]]] = True

@@ -62,6 +62,7 @@ class SplitTinyImageNet(IncrementalDataModule):
     """
 
     default_num_tasks = 10
+    image_shape = (3, 64, 64)
 
     def __init__(
         self,

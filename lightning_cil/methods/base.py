@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_cil.metrics import TaskMatrix
-from lightning_cil.networks import Backbone, CosineHead, LinearHead, MultiHead, set_trainable
+from lightning_cil.networks import Backbone, CosineHead, LinearHead, MultiHead, feature_width, set_trainable
 from lightning_cil.types import SCENARIOS, Batch, Scenario, Stage, StageLength, Task
 
 HeadKind = Literal["linear", "multi", "cosine"]
@@ -70,13 +70,8 @@ class IncrementalModule(LightningModule, ABC):
         elif isinstance(backbone, dict):  # from a checkpoint's hyper-parameters
             backbone = Backbone(**backbone)
         self.backbone = backbone.build() if isinstance(backbone, Backbone) else backbone
-        if not isinstance(getattr(self.backbone, "num_features", None), int):
-            raise ValueError(
-                f"`backbone` {type(self.backbone).__name__} has no integer `num_features`; expected a module that "
-                "maps images to [B, num_features] and says how many they are. Set the attribute."
-            )
-        self.backbone.to(memory_format=torch.channels_last)  # convolutions on CPU and GPU are faster so
-        self.head = HEADS[head](self.backbone.num_features)
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
+        self.head = HEADS[head](feature_width(self.backbone))
         self.scenario: Scenario = scenario
         self.epochs = epochs
         self.optimizer = optimizer
@@ -100,7 +95,8 @@ class IncrementalModule(LightningModule, ABC):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map float images `[B, channels, height, width]` to the logits `[B, seen]` of all classes seen."""
-        return self.head(self.features(image))
+        logits: Tensor = self.head(self.features(image))
+        return logits
 
     def grow_to(self, task: Task) -> None:
         """Give the head outputs for every class up to `task`; does nothing when it has them."""
@@ -150,7 +146,8 @@ class IncrementalModule(LightningModule, ABC):
 
     def log_terms(self, **terms: Tensor) -> None:
         """Log loss terms as `train/<name>`, on the trainer's logging steps only: logging costs more than it seems."""
-        if self.trainer.log_every_n_steps and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
             self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
 
     # ------------------------------------------------------------------ evaluation
@@ -240,7 +237,8 @@ class IncrementalModule(LightningModule, ABC):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Class probabilities `[B, seen]`, float32."""
         image = batch["image"] if isinstance(batch, dict) else batch
-        return self(image).float().softmax(1)
+        probabilities: Tensor = self(image).float().softmax(1)
+        return probabilities
 
     # ------------------------------------------------------------------ checkpoints
 

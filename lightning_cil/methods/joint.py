@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_cil.losses import cross_entropy_over, task_masked_cross_entropy
 from lightning_cil.methods.base import HeadKind, IncrementalModule, default_sgd
-from lightning_cil.networks import Backbone
+from lightning_cil.networks import Backbone, feature_width
 from lightning_cil.types import Batch, Scenario, Stage, Task
 
 JointMode = Literal["final", "cumulative"]
@@ -70,7 +70,7 @@ class Joint(IncrementalModule):
         """`cumulative`: forget what the last task's network learned."""
         if self._fresh:
             self.backbone.load_state_dict(self._fresh)
-            self.head = type(self.head)(self.backbone.num_features, seed=self.head.seed)
+            self.head = type(self.head)(feature_width(self.backbone), seed=self.head.seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy over all classes so far, or over each sample's task."""

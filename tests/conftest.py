@@ -1,0 +1,59 @@
+"""What all tests share: no network, one thread, no seed left behind, and the command line inside this process."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+# Before torch is imported, and inherited by subprocesses. Tiny networks gain nothing from threads, and workers of
+# pytest-xdist that have several each keep one another waiting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # timm's weights are never downloaded by a test
+
+ROOT = Path(__file__).parents[1]
+
+
+class CommandResult(NamedTuple):
+    """What a command returned and printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+RunCli = Callable[..., CommandResult]
+
+
+@pytest.fixture(autouse=True)
+def _no_seed_left_behind() -> Iterator[None]:
+    """`seed_everything` sets variables, from which the next test's stream would take its seed."""
+    yield
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[RunCli]:
+    """`run_cli("fit", "--config", path)`: the command in this process, in `tmp_path`; (code, stdout, stderr).
+
+    Configs are found from the project's root or from `tmp_path`.
+    """
+    from lightning_cil import __main__, cli  # noqa: F401  # imported here, so that log handlers keep the true stderr
+
+    capture: pytest.CaptureFixture[str] = request.getfixturevalue("capfd")
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> CommandResult:
+        capture.readouterr()
+        found = [str(ROOT / a) if str(a).endswith(".yaml") and (ROOT / str(a)).is_file() else str(a) for a in args]
+        code = __main__.main(found)
+        out, err = capture.readouterr()
+        return CommandResult(code, out, err)
+
+    yield run
+    logger.setLevel(level)

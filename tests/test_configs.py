@@ -1,0 +1,156 @@
+"""Every file below examples/ through the real command line on tiny data, and the quickstart in full.
+
+Configs are found by glob. `<folder>/methods/*.yaml` and `<folder>/protocols/*.yaml` go in pairs: each method with the
+folder's first protocol, each protocol with the first method.
+"""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import lightning_cil.methods
+from tests.data import formats
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+QUICKSTART = EXAMPLES / "quickstart.yaml"
+SEEDS = (0, 1, 2)
+FIELDS = [
+    "schema",
+    "method",
+    "data",
+    "seed",
+    "class_order",
+    "task_sizes",
+    "matrix",
+    "before_training",
+    "scores",
+    "seconds",
+    "footprint",
+]
+SCORES = {"ACC", "AIA", "FWT", "BWT", "AF", "PS"}
+
+
+def manifest(root: Path) -> dict[str, Any]:
+    return {"manifest": formats.write_manifest(root)[0], "num_workers": 0}
+
+
+def written(write: Callable[..., Any], **options: Any) -> Callable[[Path], dict[str, Any]]:
+    """A maker of data that are chosen by `root`."""
+
+    def make(root: Path) -> dict[str, Any]:
+        write(root, **options)
+        return {"root": root}
+
+    return make
+
+
+TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "ImageFolderTasks": lambda root: {**written(formats.write_image_folder)(root), "num_workers": 0},
+    "ManifestTasks": manifest,
+    "SplitCIFAR10": written(formats.write_cifar10),
+    "SplitCIFAR100": written(formats.write_cifar100),
+    "SplitDigits": lambda root: {},
+    "SplitFashionMNIST": written(formats.write_mnist, folder="FashionMNIST/raw"),
+    "SplitImageNet": lambda root: {**written(formats.write_imagenet)(root), "num_workers": 0},
+    "SplitMNIST": written(formats.write_mnist),
+    "SplitTinyImageNet": written(formats.write_tiny_imagenet),
+}
+"""Class of a config's data -> writes them below a folder and returns the arguments to read them from there."""
+
+
+def runs() -> list[tuple[Path, ...]]:
+    """The configs of each run."""
+    files = sorted(EXAMPLES.rglob("*.yaml"))
+    found = [(p,) for p in files if p.parent.name not in ("methods", "protocols")]
+    for folder in sorted({p.parents[1] for p in files if p.parent.name in ("methods", "protocols")}):
+        methods, protocols = sorted(folder.glob("methods/*.yaml")), sorted(folder.glob("protocols/*.yaml"))
+        found += [(m, p) for m in methods for p in protocols if p == protocols[0] or m == methods[0]]
+    return found
+
+
+def run_id(configs: tuple[Path, ...]) -> str:
+    return "+".join(p.relative_to(EXAMPLES).with_suffix("").as_posix() for p in configs)
+
+
+def section(configs: tuple[Path, ...], key: str) -> dict[str, Any]:
+    """`model` or `data` of the last config that has it."""
+    found = [yaml.safe_load(p.read_text(encoding="utf-8")).get(key) for p in configs]
+    return next(part for part in reversed(found) if part)
+
+
+def shortened(configs: tuple[Path, ...]) -> list[str]:
+    """Options that cut every number of epochs to 1."""
+    model = section(configs, "model")
+    arguments = dict(model.get("init_args") or {})
+    method = getattr(lightning_cil.methods, model["class_path"].rpartition(".")[2])
+    if "epochs" in inspect.signature(method).parameters:
+        arguments.setdefault("epochs", None)
+    names = [
+        n for n, v in arguments.items() if n == "epochs" or (n.endswith("_epochs") and isinstance(v, int) and v > 1)
+    ]
+    return [part for name in names for part in (f"--model.init_args.{name}", "1")]
+
+
+def check_results(folder: Path) -> dict[str, Any]:
+    """`results.json` of a complete run, with everything that others rely on."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [name for name in FIELDS if name not in results] == []
+    size = len(results["task_sizes"])
+    assert results["status"] == "complete"
+    assert sorted(results["class_order"]) == list(range(sum(results["task_sizes"])))
+    for scenario in ("class_il", "task_il"):
+        matrix = results["matrix"][scenario]
+        assert [len(row) for row in matrix] == [size] * size
+        assert len(results["before_training"][scenario]) == size
+        assert all(v is None or 0 <= v <= 1 for row in matrix for v in row)
+        assert set(results["scores"][scenario]) >= SCORES
+        undefined = {name for name, value in results["scores"][scenario].items() if value is None}
+        assert undefined == set(results["undefined"][scenario])
+    assert results["seconds"]
+    return results
+
+
+@pytest.mark.parametrize("configs", runs(), ids=run_id)
+def test_config_runs(configs, run_cli, tmp_path):
+    name = section(configs, "data")["class_path"].rpartition(".")[2]
+    assert name in TINY_DATA, f"{name}: say in TINY_DATA how its tiny data are written"
+    options = [part for key, value in TINY_DATA[name](tmp_path / "data").items() for part in (f"--data.{key}", value)]
+    options += [*shortened(configs), "--trainer.default_root_dir", tmp_path / "runs"]
+    options += ["--trainer.accelerator", "cpu", "--trainer.devices", 1]
+    code, _, stderr = run_cli("fit", *(part for c in configs for part in ("--config", c)), *options)
+    assert code == 0, stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    results = check_results(folder)
+    assert results["data"] == name
+    checkpoints = sorted(folder.rglob("*.ckpt"))
+    assert {p.name for p in checkpoints} >= {"last.ckpt", f"task_{len(results['task_sizes']) - 1}.ckpt"}
+    for path in checkpoints:
+        torch.load(path, map_location="cpu", weights_only=True)
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.rglob("*.py")), ids=lambda p: p.stem)
+def test_script_runs(script, tmp_path):
+    env = {**os.environ, "LIGHTNING_CIL_FAST": "1"}
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("method", "low", "high"), [("ER", 0.85, 1.0), ("FineTune", 0.0, 0.35)])
+def test_quickstart_remembers_with_replay_and_forgets_without(method, low, high, seed, run_cli, tmp_path):
+    code, stdout, stderr = run_cli("fit", "--config", QUICKSTART, "--model", method, "--seed_everything", seed)
+    assert code == 0, stderr
+    results = check_results(tmp_path / "runs" / "quickstart" / "version_0")
+    assert (results["method"], results["seed"]) == (method, seed)
+    assert low <= results["scores"]["class_il"]["ACC"] <= high
+    assert "Run folder: runs/quickstart/version_0" in stdout
