@@ -56,10 +56,9 @@ def fenced_blocks(text: str) -> list[str]:
 
 @cache
 def project_files() -> list[Path]:
-    """What git tracks and what it would take; without git, the project's folders."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    """What git tracks; without git, the project's folders."""
     try:
-        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
         found = [ROOT / name for name in listed]
     except (OSError, subprocess.CalledProcessError):
         folders = [".ci", "benchmarks", "examples", "lightning_cil", "tests"]
