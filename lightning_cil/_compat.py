@@ -55,7 +55,7 @@ def run_fit(
     trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
     trainer.training, trainer.should_stop = True, False
     attach(trainer, module, datamodule)
-    with _quiet():
+    with quiet():
         trainer._run(module, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     trainer.training = False
 
@@ -67,7 +67,7 @@ def run_test(trainer: Trainer, module: LightningModule, datamodule: LightningDat
     trainer.testing = True
     attach(trainer, module, datamodule)
     try:
-        with _quiet():
+        with quiet():
             trainer._run(module)
     finally:
         trainer.test_loop.verbose = verbose
@@ -112,10 +112,12 @@ def without_optimizers(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Hold back warnings that a stream causes on purpose."""
     with warnings.catch_warnings():
         # frozen parts are in eval mode on purpose, and a short stage is no mistake
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")  # a stream's own
         warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")  # no held-out data
         warnings.filterwarnings(
             "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -37,6 +37,7 @@ from lightning_cil.callbacks.summary import StreamSummary
 from lightning_cil.data.base import IncrementalDataModule
 from lightning_cil.data.predict import FolderLoader, write_predictions
 from lightning_cil.methods.base import IncrementalModule
+from lightning_cil.run_logger import RunLogger
 from lightning_cil.types import SCENARIOS, Stage, Task
 
 STATE_KEY = "StreamState"
@@ -81,7 +82,7 @@ class IncrementalTrainer(Trainer):
         given = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
         root = "runs" if default_root_dir is None else os.fspath(default_root_dir)
         if logger is None or logger is True:
-            logger = CSVLogger(root, name=None)
+            logger = RunLogger(root)
         bar = enable_progress_bar is not False and not kwargs.get("barebones")
         super().__init__(
             callbacks=_with_defaults(given, checkpoints=enable_checkpointing is not False, bar=bar),
@@ -196,8 +197,8 @@ class IncrementalTrainer(Trainer):
             return None
         newest = max(found, key=lambda p: p.stat().st_mtime)
         name = newest.parent.parent.name
-        if isinstance(self.logger, CSVLogger) and name.startswith("version_") and name[8:].isdecimal():
-            self.logger._version = int(name[8:])
+        if isinstance(self.logger, RunLogger) and name.startswith("version_") and name[8:].isdecimal():
+            self.logger.resume(int(name[8:]), int(peek(newest)["global_step"]))
         return str(newest)
 
 
@@ -248,10 +249,12 @@ def fit_stream(
             trainer.fit_loop.epoch_progress.reset_on_run()
         trainer.fit_loop.max_epochs = 1 if trainer.fast_dev_run else epochs  # type: ignore[attr-defined]
         trainer.should_stop = False
-        trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True if ckpt else None)
+        with _compat.quiet():
+            trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True if ckpt else None)
 
     def test() -> None:
-        trainer.test(module, datamodule=datamodule, verbose=False)
+        with _compat.quiet():
+            trainer.test(module, datamodule=datamodule, verbose=False)
 
     trainer.strategy.connect(module)
     module.trainer = trainer
@@ -297,6 +300,7 @@ class _Driver:
             state.load_state_dict(saved["callbacks"][STATE_KEY])
             ckpt = ckpt_path
         module.begin_stream(tasks, state.seed)
+        call_hook(trainer, module, "on_stream_start", bool(ckpt))
         if ckpt and state.phase == "boundary":
             module.grow_to(tasks[state.task])
             _compat.restore_finished_task(trainer, ckpt)

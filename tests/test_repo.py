@@ -58,8 +58,8 @@ def fenced_blocks(text: str) -> list[str]:
 def project_files() -> list[Path]:
     """What git tracks; without git, the project's folders."""
     try:
-        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-        found = [ROOT / name for name in listed]
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+        found = [ROOT / name for name in listed.stdout.splitlines()]
     except (OSError, subprocess.CalledProcessError):
         folders = [".ci", "benchmarks", "examples", "lightning_cil", "tests"]
         found = [p for folder in folders for p in (ROOT / folder).rglob("*") if "__pycache__" not in p.parts]

@@ -15,6 +15,7 @@ class StreamCallback(Callback):
 
     In the order of a task::
 
+    on_stream_start                                              once for a run
         on_task_start                                            once, the head still has its old size
             setup_stage, on_stage_start, <a complete fit>, on_stage_end    for each stage
         on_task_end                                              model on the device, before the evaluation
@@ -25,6 +26,9 @@ class StreamCallback(Callback):
     only set shapes, modes and `requires_grad`. `on_task_end` can run again after a kill inside it, from the
     state of the last checkpoint, so it must be a function of that state.
     """
+
+    def on_stream_start(self, trainer: "Trainer", module: "LightningModule", resumed: bool) -> None:
+        """Before everything else; not resumed: forget what an earlier stream left here."""
 
     def on_task_start(self, trainer: "Trainer", module: "LightningModule", task: Task) -> None:
         """Before the head grows; the module is still the old model."""

@@ -156,6 +156,12 @@ class ReplayBuffer(StreamCallback):
 
     # ------------------------------------------------------------------ filling
 
+    def on_stream_start(self, trainer: Trainer, module: LightningModule, resumed: bool) -> None:
+        """A new stream starts without exemplars."""
+        if not resumed:
+            self.store.clear()
+            self.num_offered = self._image_bytes = 0
+
     def on_task_start(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Check the budget against the classes to come."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """`StreamSummary`: a line after every task; at the end the matrix, the scores and where everything is."""
 
 import time
+from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -84,6 +85,8 @@ def _next_steps(log_dir: str | None, state: StreamState) -> list[str]:
             f"Stopped after task {state.task} (of 0 to {state.num_tasks - 1}). Run folder: {log_dir}",
             f"Go on:  the same command with  --ckpt_path {checkpoint}",
         ]
+    if log_dir is None or not (Path(log_dir) / "config.yaml").exists():  # not started by the command line
+        return [f"Run folder: {log_dir}   (results.json, matrix.csv, checkpoints/)"]
     return [
         f"Run folder: {log_dir}   (results.json, matrix.csv, config.yaml, checkpoints/)",
         "Next:  lightning-cil methods            the methods there are, to put in `model.class_path`",

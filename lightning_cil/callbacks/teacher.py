@@ -37,6 +37,11 @@ class Teacher(StreamCallback):
         """Copy the module as it is now."""
         self.network = _frozen_copy(module)
 
+    def on_stream_start(self, trainer: Trainer, module: LightningModule, resumed: bool) -> None:
+        """A new stream starts without a teacher."""
+        if not resumed:
+            self.network = self._weights = None
+
     def on_task_start(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Keep the old model; before the first task there is none."""
         if not task.is_first:

@@ -34,7 +34,12 @@ class BatchAugment:
     ) -> None:
         self.mean = tuple(float(m) for m in mean)
         self.std = tuple(float(s) for s in std)
-        if crop_padding < 0 or not 0 <= brightness <= 1 or len(self.mean) != len(self.std) or min(self.std) <= 0:
+        if (
+            crop_padding < 0
+            or not 0 <= brightness <= 1
+            or len(self.mean) != len(self.std)
+            or min(self.std, default=0) <= 0
+        ):
             raise ValueError(
                 f"got `crop_padding={crop_padding}`, `brightness={brightness}`, mean {self.mean}, std {self.std}; "
                 "expected a padding >= 0, a brightness in [0, 1], and as many positive deviations as means."

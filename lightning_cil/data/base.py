@@ -136,7 +136,10 @@ class IncrementalDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented training data of the current stage."""
         tasks = range(self.task.index + 1) if self.stage.data == "seen" else range(self.task.index, self.task.index + 1)
-        return self._loader("train", self.train_indices(tasks), shuffle=True)
+        loader = self._loader("train", self.train_indices(tasks), shuffle=True)
+        if self.trainer is not None:  # Lightning restores a loader's own state in mid-epoch only, not at an epoch's end
+            loader.epoch = self.trainer.fit_loop.epoch_progress.current.processed
+        return loader
 
     def val_dataloader(self) -> list[StreamLoader]:
         """Held-out data, one loader for each task up to the current one; none when nothing is held out."""
@@ -150,8 +153,9 @@ class IncrementalDataModule(LightningDataModule, ABC):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment (training only) and normalise a batch where it is; batches of other loaders pass through."""
-        if isinstance(batch, dict) and "image" in batch and batch["image"].dtype == torch.uint8:
-            batch["image"] = self.transform(batch["image"], batch.get("key"))
+        image = batch.get("image") if isinstance(batch, dict) else None
+        if isinstance(image, Tensor) and image.dtype == torch.uint8:
+            batch["image"] = self.transform(image, batch.get("key"))
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -306,6 +310,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
             num_workers=self.num_workers,
+            limit_batches=trainer.limit_train_batches if trainer and shuffle else 1.0,
         )
 
 

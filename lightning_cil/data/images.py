@@ -29,7 +29,7 @@ class ImageSplit(ABC):
         source: Where they come from, for messages.
 
     Raises:
-        ValueError: When a label is out of range or a class has no image.
+        ValueError: When a label is out of range or there is no image.
     """
 
     def __init__(self, targets: Tensor, num_classes: int, source: str) -> None:
@@ -94,6 +94,9 @@ class FileImages(ImageSplit):
         source: Where they come from, for messages.
         train_transform: PIL image to uint8 `[channels, height, width]`, random.
         eval_transform: PIL image to uint8 `[channels, height, width]`, fixed; also what a replay buffer stores.
+
+    Raises:
+        ValueError: When there are not as many paths as targets, or labels are out of range.
     """
 
     def __init__(
@@ -105,6 +108,8 @@ class FileImages(ImageSplit):
         train_transform: ImageTransform,
         eval_transform: ImageTransform,
     ) -> None:
+        if len(paths) != len(targets):
+            raise ValueError(f"{source}: {len(paths)} paths and {len(targets)} targets; expected one for each other.")
         super().__init__(targets, num_classes, source)
         self._paths = np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
         self.train_transform = train_transform

@@ -31,6 +31,8 @@ class StreamLoader:
         rank: This process.
         world_size: Number of processes.
         num_workers: Decoding processes; images in memory need none.
+        limit_batches: The trainer's `limit_train_batches`: the next epoch begins after so many batches (int) or after
+            this share of them (float).
 
     Raises:
         ValueError: When there is nothing to load.
@@ -49,6 +51,7 @@ class StreamLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        limit_batches: int | float = 1.0,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size={batch_size}`: expected at least 1.")
@@ -64,6 +67,7 @@ class StreamLoader:
         self.rank = rank
         self.world_size = world_size
         self.num_workers = 0 if isinstance(split, TensorImages) else num_workers
+        self.limit_batches = limit_batches
         self.epoch = 0
         self.position = 0
         self._workers: DataLoader[Tensor] | None = None
@@ -75,6 +79,11 @@ class StreamLoader:
         if self.shuffle:
             return max(1, len(self.indices) // global_batch)
         return math.ceil(len(self.indices) / global_batch)
+
+    def epoch_length(self) -> int:
+        """Batches after which the next epoch begins; Lightning takes no more when it was told a limit."""
+        limit = self.limit_batches if isinstance(self.limit_batches, int) else int(len(self) * self.limit_batches)
+        return max(1, min(len(self), limit))
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of batches already yielded in it; equal on every rank."""
@@ -90,7 +99,7 @@ class StreamLoader:
         if self.shuffle:
             order = order[permutation(len(order), self.seed, epoch)]
         size = self.batch_size * self.world_size
-        return [self._slice(order[i * size : (i + 1) * size]) for i in range(start, len(self))]
+        return [self._slice(order[i * size : (i + 1) * size]) for i in range(start, self.epoch_length())]
 
     def _slice(self, batch: Tensor) -> Tensor:
         if self.shuffle and len(batch) < self.world_size:  # fewer samples than ranks: nobody goes without
@@ -102,12 +111,15 @@ class StreamLoader:
         return counter_hash(indices, self.seed, epoch) if self.shuffle else None
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        epoch, start = self.epoch, self.position
+        last = self.epoch_length()
+        epoch, start = self.epoch, self.position if self.shuffle else 0  # a cut evaluation (limits) begins again
+        if start >= last:  # the epoch of the checkpoint had more batches: it is over
+            epoch, start = epoch + 1, 0
         batches = self.batches(epoch, start)
         source = self._load_in_workers(batches, epoch) if self.num_workers else (self._load(b, epoch) for b in batches)
         for position, (indices, image) in enumerate(zip(batches, source, strict=True), start + 1):
             # a checkpoint written while the consumer works on this batch says that it was yielded
-            self.epoch, self.position = (epoch, position) if position < len(self) else (epoch + 1, 0)
+            self.epoch, self.position = (epoch, position) if position < last else (epoch + 1, 0)
             yield self._batch(indices, image, epoch)
 
     def _batch(self, indices: Tensor, image: Tensor, epoch: int) -> dict[str, Tensor]:
@@ -139,6 +151,7 @@ class StreamLoader:
                 collate_fn=_collate,
                 pin_memory=torch.cuda.is_available(),
                 persistent_workers=self.shuffle,
+                generator=torch.Generator().manual_seed(fold_seed(self.seed)),  # the global one stays as it is
             )
         return iter(self._workers)
 

@@ -26,7 +26,7 @@ class FolderLoader:
 
     def __init__(self, datamodule: IncrementalDataModule, folder: str | Path) -> None:
         root = Path(folder)
-        self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
+        self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not self.paths:
             raise FileNotFoundError(
                 f"`images={folder}`: no image in there; expected a folder with files of type {sorted(SUFFIXES)}."
