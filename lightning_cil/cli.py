@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_cil.callbacks
 import lightning_cil.data
@@ -17,6 +17,18 @@ import lightning_cil.schedulers
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.trainer import IncrementalTrainer
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves `config.yaml` without what belongs to one call, so that every command takes a run's config."""
+
+    OF_ONE_CALL = ("ckpt_path", "stop_after_task", "weights_only")
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
+        config = config.clone()
+        for name in self.OF_ONE_CALL:
+            config.pop(name, None)
+        super().__init__(parser, config, **kwargs)
 
 
 class StreamCLI(LightningCLI):
@@ -34,6 +46,7 @@ class StreamCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            save_config_callback=SaveRunConfig,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "lightning-cil"},

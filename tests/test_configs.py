@@ -4,6 +4,7 @@ Configs are found by glob. `<folder>/methods/*.yaml` and `<folder>/protocols/*.y
 folder's first protocol, each protocol with the first method.
 """
 
+import importlib
 import inspect
 import json
 import os
@@ -17,7 +18,6 @@ import pytest
 import torch
 import yaml
 
-import lightning_cil.methods
 from tests.data import formats
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +92,8 @@ def shortened(configs: tuple[Path, ...]) -> list[str]:
     """Options that cut every number of epochs to 1."""
     model = section(configs, "model")
     arguments = dict(model.get("init_args") or {})
-    method = getattr(lightning_cil.methods, model["class_path"].rpartition(".")[2])
+    module, _, name = model["class_path"].rpartition(".")
+    method = getattr(importlib.import_module(module or "lightning_cil.methods"), name)
     if "epochs" in inspect.signature(method).parameters:
         arguments.setdefault("epochs", None)
     names = [
@@ -121,7 +122,8 @@ def check_results(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("configs", runs(), ids=run_id)
-def test_config_runs(configs, run_cli, tmp_path):
+def test_config_runs(configs, run_cli, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(configs[0].parent)  # a class that is defined beside the config
     name = section(configs, "data")["class_path"].rpartition(".")[2]
     assert name in TINY_DATA, f"{name}: say in TINY_DATA how its tiny data are written"
     options = [part for key, value in TINY_DATA[name](tmp_path / "data").items() for part in (f"--data.{key}", value)]

@@ -57,10 +57,13 @@ class StreamCheckpoint(Checkpoint):
         if self.keep_tasks and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             draft = folder / "last.ckpt.part"
             _remove(draft)
-            if (folder / name).is_file():
-                os.link(folder / name, draft)
-            else:
+            if (folder / name).is_dir():
                 shutil.copytree(folder / name, draft)
+            else:
+                try:
+                    os.link(folder / name, draft)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(folder / name, draft)
             _replace(draft, folder / "last.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> None:

@@ -16,7 +16,7 @@ def extract_features(trainer: Trainer, module: LightningModule, loader: Iterable
     Args:
         trainer: Gives device placement, precision and process group.
         module: A module with `features(image) -> [B, dim]`.
-        loader: Dict batches with `image` and `index`, this rank's share of them, or `(x, y)` batches.
+        loader: Dict batches with `image` and `index`, this rank's share of them, or all `(x, y)` batches.
 
     Returns:
         Features, float32 `[N, dim]`, and their indices, long `[N]`, both on the CPU, sorted by index, of all ranks.
@@ -32,12 +32,11 @@ def extract_features(trainer: Trainer, module: LightningModule, loader: Iterable
         )
     modes = [m.training for m in module.modules()]
     module.eval()
-    parts, indices, count = [], [], 0
+    parts, indices, count, shared = [], [], 0, True
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         for batch in loader:
-            batch = trainer.strategy.batch_to_device(batch)
-            if trainer.datamodule is not None:  # type: ignore[attr-defined]
-                batch = trainer.datamodule.on_after_batch_transfer(batch, 0)  # type: ignore[attr-defined]
+            batch = trainer.strategy.batch_to_device(batch)  # with the batch transforms of datamodule or module
+            shared = isinstance(batch, dict)
             image = batch["image"] if isinstance(batch, dict) else batch[0]
             index = batch["index"] if isinstance(batch, dict) else torch.arange(count, count + len(image))
             count += len(image)
@@ -46,7 +45,7 @@ def extract_features(trainer: Trainer, module: LightningModule, loader: Iterable
     for part, mode in zip(module.modules(), modes, strict=True):
         part.training = mode
     features, index = torch.cat(parts), torch.cat(indices)
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 and shared:
         gathered: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(gathered, (features, index))
         features, index = torch.cat([g[0] for g in gathered]), torch.cat([g[1] for g in gathered])

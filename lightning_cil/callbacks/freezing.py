@@ -47,6 +47,7 @@ class StagedFreezing(StreamCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what would go wrong silently."""
+        self._current = None  # the last fit may have been broken off
         if not self._in_stream(trainer) and isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1:
             raise ValueError(
                 "`StagedFreezing` got a stock Trainer with DDP, which registers trainable parameters once; expected "

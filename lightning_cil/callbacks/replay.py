@@ -121,22 +121,21 @@ class ReplayBuffer(StreamCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add exemplars to the batch."""
+        _check_batch(trainer, batch)
         if not len(self.store):
             return
-        if not isinstance(batch, dict | list):
-            raise TypeError(
-                f"`ReplayBuffer` got a batch of type {type(batch).__name__}, which nothing can be added to; expected a "
-                "dict with 'image' or a list [x, y]. Let the collate function return a list."
-            )
         current = batch["image"] if isinstance(batch, dict) else batch[0]
-        drawn = self.draw(trainer, self.batch_size or len(current), trainer.global_step)
+        drawn = self.draw(trainer, self.batch_size or len(current), trainer.fit_loop.total_batch_idx)
         if isinstance(batch, dict):
             batch["replay_image"] = self._images(trainer, drawn, current.device)
             for name in ("target", "task", "index"):
                 batch[f"replay_{name}"] = drawn[name].to(current.device, non_blocking=True)
         else:
-            batch[0] = torch.cat([batch[0], drawn["image"].to(batch[0])])
-            batch[1] = torch.cat([batch[1], drawn["target"].to(batch[1])])
+            x, y = drawn["image"], drawn["target"]
+            if self.update == "task":  # stored as the dataset gives them: the user's batch transforms are still to come
+                x, y = trainer.strategy.batch_to_device([x, y])
+            batch[0] = torch.cat([batch[0], x.to(batch[0])])
+            batch[1] = torch.cat([batch[1], y.to(batch[1])])
 
     def draw(self, trainer: Trainer, size: int, step: int) -> dict[str, Tensor]:
         """This rank's share of the step's exemplars, as stored, with their augmentation `key`."""
@@ -164,10 +163,12 @@ class ReplayBuffer(StreamCallback):
 
     def on_task_start(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Check the budget against the classes to come."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if self.total is not None and self.total < datamodule.num_classes and not self.allow_missing_classes:
+        self._check_budget(trainer.datamodule.num_classes)  # type: ignore[attr-defined]
+
+    def _check_budget(self, num_classes: int) -> None:
+        if self.total is not None and self.total < num_classes and not self.allow_missing_classes:
             raise ValueError(
-                f"`total={self.total}` exemplars are fewer than the {datamodule.num_classes} classes, so that some "
+                f"`total={self.total}` exemplars are fewer than the {num_classes} classes, so that some "
                 "would have none. Raise `total`, or accept it with `allow_missing_classes=True`."
             )
 
@@ -262,8 +263,10 @@ class ReplayBuffer(StreamCallback):
             return
         everything = _collate(dataset, torch.arange(len(dataset)))
         target = everything["target"]
-        seen = int(torch.cat([target, self.store.column("target") if len(self.store) else target[:0]]).max()) + 1
-        quotas = self.quotas(seen)
+        stored = self.store.column("target").clone() if len(self.store) else target[:0]
+        seen = torch.unique(torch.cat([target, stored]))
+        self._check_budget(len(seen))
+        quotas = torch.zeros(int(seen[-1]) + 1, dtype=torch.int64).index_copy(0, seen, self.quotas(len(seen)))
         if self.selection == "herding":
             loader = torch.utils.data.DataLoader(dataset, batch_size=256)
             features, _ = extract_features(trainer, pl_module, loader)
@@ -271,7 +274,8 @@ class ReplayBuffer(StreamCallback):
         else:
             chosen = _by_class(target, quotas, lambda members, m: members_choice(members, m, self.seed))
         if len(self.store):
-            self.store.keep(first_per_class(self.store.column("target"), quotas))
+            kept = first_per_class(stored, quotas)
+            self.store.keep(kept[~torch.isin(stored[kept], target)])  # a class that came again is chosen anew
         self.store.append({name: column[chosen] for name, column in everything.items()})
 
     # ------------------------------------------------------------------ state
@@ -304,6 +308,16 @@ class ReplayBuffer(StreamCallback):
     def _seed(self, trainer: Trainer) -> int:
         state: StreamState | None = stream_state(trainer)
         return state.seed if state is not None and state.num_tasks else self.seed
+
+
+def _check_batch(trainer: Trainer, batch: Any) -> None:
+    stream = hasattr(trainer.datamodule, "stored_images")  # type: ignore[attr-defined]
+    if not (isinstance(batch, dict) and stream) and not (isinstance(batch, list) and len(batch) == 2):
+        given = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, list) else type(batch).__name__
+        raise TypeError(
+            f"`ReplayBuffer` got a batch of type {given}, to which it cannot add; expected a list [x, y], or the dict "
+            "of an `IncrementalDataModule`. Let the collate function return [x, y]; `Teacher` comes after `ReplayBuffer`."
+        )
 
 
 def members_choice(members: Tensor, size: int, seed: int) -> Tensor:

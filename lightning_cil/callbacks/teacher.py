@@ -58,6 +58,11 @@ class Teacher(StreamCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add the teacher's logits to the batch."""
+        if not isinstance(batch, dict | list):
+            raise TypeError(
+                f"`Teacher` got a batch of type {type(batch).__name__}, which nothing can be added to; expected a dict "
+                "with 'image' or a list [x, y]. Let the collate function return a list."
+            )
         if self.network is None:
             return
         if isinstance(batch, dict):
@@ -66,13 +71,8 @@ class Teacher(StreamCallback):
             batch["teacher_logits"] = logits[0]
             if len(images) > 1:
                 batch["replay_teacher_logits"] = logits[1]
-        elif isinstance(batch, list):
-            batch.append(self.logits(trainer, batch[0]))
         else:
-            raise TypeError(
-                f"`Teacher` got a batch of type {type(batch).__name__}, which nothing can be added to; expected a dict "
-                "with 'image' or a list [x, y]. Let the collate function return a list."
-            )
+            batch.append(self.logits(trainer, batch[0]))
 
     def logits(self, trainer: Trainer, image: Tensor) -> Tensor:
         """The old model's logits `[B, old]`."""

@@ -1,0 +1,163 @@
+"""The command line: commands, overrides, resume, branching, prediction, and what it says when something is wrong."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.conftest import RunCli
+
+FAST = ("--model.init_args.epochs", "1", "--trainer.limit_train_batches", "8")
+
+
+def fit(run_cli: RunCli, root: Path, *extra: str) -> Path:
+    code, out, err = run_cli("fit", "--config", "examples/quickstart.yaml", "--trainer.default_root_dir", root, *extra)
+    assert code == 0, out + err
+    return max(root.glob("version_*"), key=lambda p: int(p.name[8:]))
+
+
+def test_version_and_help_and_unknown_commands(run_cli: RunCli) -> None:
+    assert run_cli("--version").stdout.startswith("lightning-cil 0.")
+    assert "commands:" in run_cli("--help").stdout
+    assert run_cli().code == 0
+    code, _, err = run_cli("fti")
+    assert code == 2
+    assert "Did you mean 'fit'?" in err
+
+
+def test_methods_and_data_are_listed(run_cli: RunCli) -> None:
+    methods = run_cli("methods").stdout
+    assert all(name in methods for name in ("FineTune", "Joint", "LwF", "ER"))
+    assert "IncrementalModule" not in methods
+    data = run_cli("data").stdout
+    assert all(name in data for name in ("SplitDigits", "SplitCIFAR100", "ManifestTasks"))
+
+
+def test_help_shows_the_docstrings(run_cli: RunCli) -> None:
+    code, out, _ = run_cli("fit", "--model.help", "LwF")
+    assert code == 0
+    assert "Learning without Forgetting" in out
+    assert "T > 0 of the distillation" in out
+    out = run_cli("fit", "--help").stdout
+    assert "--stop_after_task" in out
+    assert "--ckpt_path" in out
+
+
+def test_print_config_holds_every_hyperparameter(run_cli: RunCli) -> None:
+    code, out, _ = run_cli("fit", "--config", "examples/quickstart.yaml", "--model", "LwF", "--print_config")
+    assert code == 0
+    config = yaml.safe_load(out)
+    assert config["model"]["init_args"]["temperature"] == 2.0
+    assert config["model"]["init_args"]["backbone"]["name"] == "small_cnn"
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.05
+
+
+def test_defaults_reach_the_config_without_any_file(run_cli: RunCli) -> None:
+    code, out, _ = run_cli("fit", "--model", "ER", "--data", "SplitCIFAR100", "--print_config")
+    assert code == 0
+    config = yaml.safe_load(out)
+    assert config["data"]["init_args"]["class_order"] == "seed:1993"
+    assert config["model"]["init_args"]["backbone"] == "resnet32"
+
+
+def test_fit_stop_resume_test_predict(run_cli: RunCli, tmp_path: Path) -> None:
+    run = fit(run_cli, tmp_path / "runs", *FAST, "--stop_after_task", "1")
+    assert json.loads((run / "results.json").read_text())["tasks_done"] == 2
+    again = fit(run_cli, tmp_path / "runs", *FAST, "--ckpt_path", "last")
+    assert again == run  # the run goes on in its folder
+    found = json.loads((run / "results.json").read_text())
+    assert found["status"] == "complete"
+    straight = fit(run_cli, tmp_path / "straight", *FAST)
+    assert json.loads((straight / "results.json").read_text())["matrix"] == found["matrix"]
+
+    ckpt = str(run / "checkpoints" / "last.ckpt")
+    config = str(run / "config.yaml")
+    code, out, err = run_cli("test", "--config", config, "--ckpt_path", ckpt)
+    assert code == 0, err
+    assert f"{sum(found['matrix']['class_il'][-1]) / 5:.4f}"[:5] in out
+
+    digits = load_digits()
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(40):
+        Image.fromarray((digits.images[i] * 255 / 16).astype("uint8")).save(folder / f"{i:02d}_{digits.target[i]}.png")
+    code, out, err = run_cli("predict", "--config", config, "--ckpt_path", ckpt, "--images", folder, "--output", "p.csv")
+    assert code == 0, err
+    with open("p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 40
+    assert set(rows[0]) == {"image", "class", "probability", *(str(d) for d in range(10))}
+    right = [row["class"] == row["image"][-5] for row in rows]
+    assert sum(right) > 20  # chance is 4; names and columns belong together
+    assert sum(float(rows[0][str(d)]) for d in range(10)) == pytest.approx(1, abs=1e-4)
+
+
+def test_validate_scores_the_held_out_data(run_cli: RunCli, tmp_path: Path) -> None:
+    held = ("--data.init_args.val_fraction", "0.2")
+    run = fit(run_cli, tmp_path, *FAST, *held, "--stop_after_task", "0")
+    ckpt = str(run / "checkpoints" / "task_0.ckpt")
+    code, out, err = run_cli("validate", "--config", run / "config.yaml", "--ckpt_path", ckpt)
+    assert code == 0, err
+    assert "val/class_il" in out
+
+
+def test_branching_from_a_task_with_another_setting_says_which_wins(run_cli: RunCli, tmp_path: Path) -> None:
+    run = fit(run_cli, tmp_path, *FAST, "--stop_after_task", "0")
+    ckpt = str(run / "checkpoints" / "task_0.ckpt")
+    code, out, err = run_cli(
+        "fit", "--config", run / "config.yaml", "--ckpt_path", ckpt, "--model.init_args.ce_scope", "task",
+        "--trainer.default_root_dir", tmp_path,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "`model.init_args.ce_scope` is task here and seen in" in out
+    branch = tmp_path / "version_1"
+    assert yaml.safe_load((branch / "config.yaml").read_text())["model"]["init_args"]["ce_scope"] == "task"
+    assert json.loads((branch / "results.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (("--model.init_args.epoch", "1"), ["epoch"]),
+        (("--model.init_args.epochs", "many"), ["epochs", "many"]),
+        (("--model.init_args.epochs", "0"), ["`epochs=0`", "at least 1"]),
+        (("--model", "ERR"), ["ERR"]),
+        (("--data.init_args.num_tasks", "3"), ["`num_tasks=3`", "divisor"]),
+        (("--data.init_args.class_order", "[0, 1, 1]"), ["more than once"]),
+        (("--data.init_args.class_order", "random"), ["'random'", "seed:N"]),
+        (("--ckpt_path", "nowhere.ckpt"), ["nowhere.ckpt", "no such file"]),
+        (("--stop_after_task", "9"), ["`stop_after_task=9`", "0 to 4"]),
+        (("--model.init_args.backbone.name", "resnet1O1"), ["resnet1O1", "resnet101"]),
+    ],
+)
+def test_wrong_input_is_answered_with_a_message(
+    run_cli: RunCli, tmp_path: Path, extra: tuple[str, str], words: list[str]
+) -> None:
+    code, out, err = run_cli(
+        "fit", "--config", "examples/quickstart.yaml", "--trainer.default_root_dir", tmp_path, *FAST, *extra
+    )
+    assert code in (1, 2), out
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_a_budget_below_the_number_of_classes_is_refused(run_cli: RunCli, tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text("trainer:\n  callbacks:\n    - class_path: ReplayBuffer\n      init_args: {total: 5}\n")
+    code, _, err = run_cli(
+        "fit", "--config", "examples/quickstart.yaml", "--config", config, "--trainer.default_root_dir", tmp_path
+    )
+    assert code == 1
+    assert "fewer than the 10 classes" in err
+    assert "allow_missing_classes" in err
+
+
+def test_debug_shows_the_traceback(run_cli: RunCli, tmp_path: Path) -> None:
+    code, _, err = run_cli("fit", "--config", "examples/quickstart.yaml", "--ckpt_path", "no.ckpt", "--debug")
+    assert code == 1
+    assert "Traceback" in err
