@@ -85,7 +85,9 @@ def test_fit_stop_resume_test_predict(run_cli: RunCli, tmp_path: Path) -> None:
     folder.mkdir()
     for i in range(40):
         Image.fromarray((digits.images[i] * 255 / 16).astype("uint8")).save(folder / f"{i:02d}_{digits.target[i]}.png")
-    code, out, err = run_cli("predict", "--config", config, "--ckpt_path", ckpt, "--images", folder, "--output", "p.csv")
+    code, out, err = run_cli(
+        "predict", "--config", config, "--ckpt_path", ckpt, "--images", folder, "--output", "p.csv"
+    )
     assert code == 0, err
     with open("p.csv", newline="") as file:
         rows = list(csv.DictReader(file))

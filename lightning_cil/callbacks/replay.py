@@ -316,7 +316,7 @@ def _check_batch(trainer: Trainer, batch: Any) -> None:
         given = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, list) else type(batch).__name__
         raise TypeError(
             f"`ReplayBuffer` got a batch of type {given}, to which it cannot add; expected a list [x, y], or the dict "
-            "of an `IncrementalDataModule`. Let the collate function return [x, y]; `Teacher` comes after `ReplayBuffer`."
+            "of an `IncrementalDataModule`. Let the collate function return [x, y], and put `Teacher` behind."
         )
 
 

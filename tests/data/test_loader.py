@@ -81,7 +81,9 @@ def test_batch_belongs_to_its_indices(file_split, num_workers, shuffle):
             else:
                 assert batch.keys() == {"image", "target", "index", "task"}
             if shuffle and isinstance(split, FileImages):
-                expected = [split.load(i, fold_seed(k)) for i, k in zip(index.tolist(), batch["key"].tolist())]  # noqa: B905
+                expected = [
+                    split.load(i, fold_seed(k)) for i, k in zip(index.tolist(), batch["key"].tolist(), strict=True)
+                ]
                 assert torch.equal(batch["image"], torch.stack(expected))
             else:
                 assert torch.equal(batch["image"], split.stored(index))

@@ -264,5 +264,3 @@ def test_a_grown_checkpoint_works_everywhere(tmp_path: Path) -> None:
 def test_stop_after_a_task_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the tasks 0 to 4"):
         fit(tmp_path, make(FineTune), stop_after_task=7)
-
-
