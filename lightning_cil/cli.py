@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -127,6 +128,9 @@ def _list(command: str, rest: list[str]) -> int:
         thing = getattr(module, name)
         if inspect.isclass(thing) and issubclass(thing, base) and not inspect.isabstract(thing):
             print(f"{name:20s} {(thing.__doc__ or '').strip().splitlines()[0]}")
+            memory = re.search(r"Memory: ([^.]+)\.", sys.modules[thing.__module__].__doc__ or "")
+            if memory:
+                print(f"{'':20s} memory: {' '.join(memory[1].split())}")
     option = "model" if command == "methods" else "data"
     print(f"\nOptions:  lightning-cil fit --{option}.help CLASS")
     return 0

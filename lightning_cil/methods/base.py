@@ -22,11 +22,6 @@ HEADS: dict[HeadKind, type[LinearHead] | type[MultiHead] | type[CosineHead]] = {
 }
 
 
-def default_sgd(params: Any) -> torch.optim.Optimizer:
-    """SGD, lr 0.1, momentum 0.9, weight decay 5e-4: PyCIL's setting for the first task."""
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
-
-
 class IncrementalModule(LightningModule, ABC):
     """Base of all methods: a backbone and a head that grows with the tasks.
 

@@ -2,7 +2,7 @@
 
 Paper: Chaudhry et al., On Tiny Episodic Memories in Continual Learning, 2019, https://arxiv.org/abs/1902.10486,
 algorithm 1; no equation: cross-entropy on the union of the batch and the exemplars, reservoir memory. Memory: 2,000
-exemplars in all by default (the Class-IL budget of NFL's tables on CIFAR-100, https://arxiv.org/abs/2503.04638).
+exemplars in all by default, the Class-IL budget of NFL's tables on CIFAR-100.
 
 Departure: samples are offered to the reservoir once, at the end of their task, so that several epochs do not offer
 them several times; `ReplayBuffer(update='batch')` is the paper's online form.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_cil.callbacks import ReplayBuffer
 from lightning_cil.losses import cross_entropy_over, task_masked_cross_entropy
-from lightning_cil.methods.base import HeadKind, IncrementalModule, default_sgd
+from lightning_cil.methods.base import HeadKind, IncrementalModule
 from lightning_cil.networks import Backbone
 from lightning_cil.types import Batch, Scenario
 
@@ -31,7 +31,7 @@ class ER(IncrementalModule):
         backbone: See `IncrementalModule`.
         head: See `IncrementalModule`.
         scenario: See `IncrementalModule`.
-        epochs: Passes over each task's data.
+        epochs: Passes over each task's data. Default: 70, as iCaRL trains CIFAR-100.
         optimizer: See `IncrementalModule`. Default: lr 0.1, momentum 0.9, weight decay 5e-4 (PyCIL).
         lr_scheduler: See `IncrementalModule`.
         ce_scope: Classes of each sample's softmax: `seen`: all so far, in both scenarios (Mammoth's convention);
@@ -45,7 +45,7 @@ class ER(IncrementalModule):
         head: HeadKind = "linear",
         scenario: Scenario = "class_il",
         epochs: int = 70,
-        optimizer: OptimizerCallable = default_sgd,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4),
         lr_scheduler: LRSchedulerCallable | None = None,
         ce_scope: Literal["seen", "task"] = "seen",
     ) -> None:

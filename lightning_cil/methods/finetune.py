@@ -13,11 +13,12 @@ all classes seen; `ce_scope` changes it (PyCIL's fine-tuning uses the new classe
 
 from typing import Literal
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_cil.losses import cross_entropy_over
-from lightning_cil.methods.base import HeadKind, IncrementalModule, default_sgd
+from lightning_cil.methods.base import HeadKind, IncrementalModule
 from lightning_cil.networks import Backbone
 from lightning_cil.types import Batch, Scenario
 
@@ -31,7 +32,7 @@ class FineTune(IncrementalModule):
         backbone: See `IncrementalModule`.
         head: See `IncrementalModule`.
         scenario: See `IncrementalModule`.
-        epochs: Passes over each task's data.
+        epochs: Passes over each task's data. Default: 70, as iCaRL trains CIFAR-100.
         optimizer: See `IncrementalModule`. Default: lr 0.1, momentum 0.9, weight decay 5e-4 (PyCIL).
         lr_scheduler: See `IncrementalModule`.
         ce_scope: Classes of the softmax: `seen`: all so far; `new`: the current task's; `auto`: `seen` in Class-IL,
@@ -45,7 +46,7 @@ class FineTune(IncrementalModule):
         head: HeadKind = "linear",
         scenario: Scenario = "class_il",
         epochs: int = 70,
-        optimizer: OptimizerCallable = default_sgd,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4),
         lr_scheduler: LRSchedulerCallable | None = None,
         ce_scope: CeScope = "auto",
     ) -> None:

@@ -10,11 +10,12 @@ undefined. With `cumulative`, every task trains a fresh network on all data so f
 import copy
 from typing import Literal
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_cil.losses import cross_entropy_over, task_masked_cross_entropy
-from lightning_cil.methods.base import HeadKind, IncrementalModule, default_sgd
+from lightning_cil.methods.base import HeadKind, IncrementalModule
 from lightning_cil.networks import Backbone, feature_width
 from lightning_cil.types import Batch, Scenario, Stage, Task
 
@@ -28,7 +29,7 @@ class Joint(IncrementalModule):
         backbone: See `IncrementalModule`.
         head: See `IncrementalModule`.
         scenario: See `IncrementalModule`; Task-IL: every sample's softmax runs over its own task's classes.
-        epochs: Passes over all data so far.
+        epochs: Passes over all data so far. Default: 70, as iCaRL trains CIFAR-100.
         optimizer: See `IncrementalModule`. Default: lr 0.1, momentum 0.9, weight decay 5e-4 (PyCIL).
         lr_scheduler: See `IncrementalModule`.
         joint_mode: `final`: train once, when all tasks are there; `cumulative`: for every task a fresh network on all
@@ -42,7 +43,7 @@ class Joint(IncrementalModule):
         head: HeadKind = "linear",
         scenario: Scenario = "class_il",
         epochs: int = 70,
-        optimizer: OptimizerCallable = default_sgd,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4),
         lr_scheduler: LRSchedulerCallable | None = None,
         joint_mode: JointMode = "final",
     ) -> None:

@@ -16,13 +16,14 @@ student; the paper records its outputs once. The paper's head warm-up is off unl
 
 from typing import Literal
 
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_cil.callbacks import Teacher
 from lightning_cil.losses import cross_entropy_over, per_head_soft_cross_entropy, soft_cross_entropy
-from lightning_cil.methods.base import HeadKind, IncrementalModule, default_sgd
+from lightning_cil.methods.base import HeadKind, IncrementalModule
 from lightning_cil.networks import Backbone
 from lightning_cil.types import Batch, Scenario, Stage, Task
 
@@ -37,7 +38,7 @@ class LwF(IncrementalModule):
         backbone: See `IncrementalModule`.
         head: See `IncrementalModule`.
         scenario: See `IncrementalModule`.
-        epochs: Passes over each task's data.
+        epochs: Passes over each task's data. Default: 70, as iCaRL trains CIFAR-100.
         optimizer: See `IncrementalModule`. Default: lr 0.1, momentum 0.9, weight decay 5e-4 (PyCIL's first task).
         lr_scheduler: See `IncrementalModule`.
         distillation_weight: λ, at least 0. Default: 3 in Class-IL (PyCIL), 1 in Task-IL (the paper).
@@ -56,7 +57,7 @@ class LwF(IncrementalModule):
         head: HeadKind = "linear",
         scenario: Scenario = "class_il",
         epochs: int = 70,
-        optimizer: OptimizerCallable = default_sgd,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4),
         lr_scheduler: LRSchedulerCallable | None = None,
         distillation_weight: float | None = None,
         temperature: float = 2.0,

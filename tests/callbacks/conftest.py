@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -108,8 +107,6 @@ class Net(pl.LightningModule):
 class Recorder(pl.Callback):
     """Calls `look(hook, trainer, module, *args)` at every hook of a stream and keeps what is not `None`."""
 
-    HOOKS = ("on_task_start", "on_stage_start", "on_stage_end", "on_task_end", "on_task_scored")
-
     def __init__(self, look: Callable[..., Any]) -> None:
         self.look = look
         self.seen: list[Any] = []
@@ -128,10 +125,20 @@ class Recorder(pl.Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._note("on_train_epoch_end", trainer, pl_module)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in Recorder.HOOKS:
-            return lambda *args: self._note(name, *args)
-        raise AttributeError(name)
+    def on_task_start(self, *args: Any) -> None:
+        self._note("on_task_start", *args)
+
+    def on_stage_start(self, *args: Any) -> None:
+        self._note("on_stage_start", *args)
+
+    def on_stage_end(self, *args: Any) -> None:
+        self._note("on_stage_end", *args)
+
+    def on_task_end(self, *args: Any) -> None:
+        self._note("on_task_end", *args)
+
+    def on_task_scored(self, *args: Any) -> None:
+        self._note("on_task_scored", *args)
 
 
 def copied(batch: Any) -> Any:
@@ -147,18 +154,20 @@ def vectors(labels: list[int], per_class: int = 10, seed: int = 0) -> TensorData
 
 
 def stock_fit(
-    net: pl.LightningModule, data: Dataset[Any] | None, callbacks: list[pl.Callback], epochs: int = 1, **options: Any
+    net: pl.LightningModule,
+    data: Dataset[Any] | None,
+    callbacks: list[pl.Callback],
+    epochs: int = 1,
+    loader: Any = None,
+    validation: Any = None,
+    **options: Any,
 ) -> pl.Trainer:
     """A fit as a user of Lightning writes it, quiet."""
-    loader = options.pop("loader", None) or DataLoader(data, batch_size=8, shuffle=True)
+    if loader is None:
+        loader = DataLoader(data, batch_size=8, shuffle=True)
     defaults = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = pl.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, callbacks=callbacks, **{**defaults, **options}
     )
-    trainer.fit(net, loader, **({"val_dataloaders": loader} if hasattr(net, "validation_step") else {}))
+    trainer.fit(net, loader, validation)
     return trainer
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
