@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 
 class RunLogger(CSVLogger):
@@ -47,7 +48,7 @@ class RunLogger(CSVLogger):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
             writer = super().experiment
-        if rows and self._experiment is not None:
+        if rows and isinstance(writer, ExperimentWriter):  # rank 0
             with path.open("w", newline="", encoding="utf-8") as file:
                 table = csv.DictWriter(file, fieldnames=list(rows[0]))
                 table.writeheader()

@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_cil.callbacks.base import StreamCallback
@@ -103,5 +103,12 @@ class Teacher(StreamCallback):
 
 
 def _frozen_copy(module: LightningModule) -> nn.Module:
-    network: nn.Module = copy.deepcopy(module)
+    # what the parts refer to but do not own stays shared: a config's optimizer factory holds the trainer and the data
+    memo = {
+        id(value): value
+        for part in module.modules()
+        for value in vars(part).values()
+        if (callable(value) and not isinstance(value, nn.Module)) or isinstance(value, LightningDataModule)
+    }
+    network: nn.Module = copy.deepcopy(module, memo)
     return network.eval().requires_grad_(False)

@@ -138,7 +138,8 @@ class IncrementalDataModule(LightningDataModule, ABC):
         tasks = range(self.task.index + 1) if self.stage.data == "seen" else range(self.task.index, self.task.index + 1)
         loader = self._loader("train", self.train_indices(tasks), shuffle=True)
         if self.trainer is not None:  # Lightning restores a loader's own state in mid-epoch only, not at an epoch's end
-            loader.epoch = self.trainer.fit_loop.epoch_progress.current.processed
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            loader.epoch = progress.processed
         return loader
 
     def val_dataloader(self) -> list[StreamLoader]:

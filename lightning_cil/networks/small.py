@@ -1,8 +1,8 @@
 """A small convolutional network for tests, tutorials and tiny images; no paper.
 
 It has no BatchNorm, so its outputs do not depend on who shares a batch: training on W processes with batch B equals
-training on one with batch W·B, and the features of a sample are the same in training and evaluation. The activation is smooth,
-because at ReLU's kink rounding errors of 1e-7 become visible differences within a few hundred steps.
+training on one with batch W·B, and the features of a sample are the same in training and evaluation. The activation is
+smooth, because at ReLU's kink rounding errors of 1e-7 become visible differences within a few hundred steps.
 """
 
 from typing import cast

@@ -178,16 +178,16 @@ def test_a_quota_above_the_class_size_keeps_the_class(tmp_path: Any) -> None:
 
 
 def test_every_batch_is_offered_online(tmp_path: Any) -> None:
-    run = stream(tmp_path, ReplayBuffer(total=5, update="batch"))
+    run = stream(tmp_path, ReplayBuffer(total=6, update="batch"))
     slots: list[int] = []
     n = 0
     for step in run.steps:
         for index in step.batch["index"].tolist():  # the batch as it came: exemplars are not offered again
-            r = n if n < 5 else math.floor(counter_uniform(torch.tensor(n), fold_seed(SEED, 7)).item() * (n + 1))
-            slots[r : r + 1] = [index] if r < 5 else slots[r : r + 1]
+            r = n if n < 6 else math.floor(counter_uniform(torch.tensor(n), fold_seed(SEED, 7)).item() * (n + 1))
+            slots[r : r + 1] = [index] if r < 6 else slots[r : r + 1]
             n += 1
         assert step.after["index"].tolist() == slots
-    assert (n, len(run.buffer)) == (run.buffer.num_offered, 5)
+    assert (n, len(run.buffer)) == (run.buffer.num_offered, 6)
     assert "replay_image" in run.steps[1].batch
 
 

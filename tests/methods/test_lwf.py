@@ -11,6 +11,7 @@ from lightning_cil.callbacks import Teacher
 from lightning_cil.data import SplitDigits
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.methods import FineTune, LwF
+from tests.conftest import RunCli
 from tests.streams import fit, make, results
 
 
@@ -122,3 +123,19 @@ def test_the_warm_up_trains_the_new_head_only(tmp_path: Path) -> None:
 def test_bad_options(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make(LwF, **options)
+
+
+def test_a_run_from_the_command_line_does_not_copy_the_trainer_into_the_teacher(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_cil.trainer import IncrementalTrainer
+
+    def refuse(self: IncrementalTrainer, memo: object) -> None:
+        raise AssertionError("the trainer was copied")
+
+    monkeypatch.setattr(IncrementalTrainer, "__deepcopy__", refuse, raising=False)
+    code, out, err = run_cli(
+        "fit", "--config", "examples/baselines/methods/lwf.yaml", "--config", "examples/baselines/protocols/digits.yaml",
+        "--model.init_args.epochs", "1", "--trainer.default_root_dir", tmp_path, "--stop_after_task", "1",
+    )  # fmt: skip
+    assert code == 0, out + err
