@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import callbacks as stock
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_cil import _compat
 from lightning_cil._random import fold_seed
@@ -371,6 +372,13 @@ class _Driver:
 
     def _add_required_callbacks(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            name = type(callback).__name__
+            if type(callback) in (stock.EarlyStopping, stock.ModelCheckpoint) and callback.monitor is not None:
+                rank_zero_warn(
+                    f"The stock `{name}` keeps its best score from stage to stage, so that it stops, or stops saving, "
+                    f"in later stages. Use `lightning_cil.callbacks.{name}`, which takes the same arguments."
+                )
         for needed in self.module.required_callbacks():
             if not any(isinstance(c, type(needed)) for c in callbacks):
                 position = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))

@@ -39,6 +39,10 @@ class StreamCheckpoint(Checkpoint):
         """`checkpoints/` in the run folder."""
         return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The weights of this step are in a file already; between them and the next step are half-summed gradients."""
+        self._last_step = trainer.global_step
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Write every few steps."""
         n = self.every_n_train_steps

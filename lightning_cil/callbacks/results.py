@@ -92,7 +92,7 @@ def collect_results(trainer: Trainer, module: LightningModule) -> dict[str, Any]
     results["world_size"] = trainer.world_size
     results["versions"] = {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}}
     results["hardware"] = {
-        "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else platform.processor() or "cpu",
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),

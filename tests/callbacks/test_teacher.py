@@ -126,7 +126,9 @@ def test_distillation_starts_at_its_floor(run: SimpleNamespace) -> None:
 
 def test_footprint_is_the_copys_size(run: SimpleNamespace) -> None:
     network = run.teacher.network
-    assert run.teacher.footprint() == {"teacher_bytes": sum(v.nbytes for v in (*network.parameters(), *network.buffers()))}
+    assert run.teacher.footprint() == {
+        "teacher_bytes": sum(v.nbytes for v in (*network.parameters(), *network.buffers()))
+    }
     assert Teacher().footprint() == {}
 
 

@@ -211,6 +211,16 @@ def test_early_stopping_ends_its_stage_only(tmp_path: Path) -> None:
     assert count.epochs == [2, 2]
 
 
+def test_stock_early_stopping_is_warned_of(tmp_path: Path) -> None:
+    from lightning.pytorch import callbacks as stock
+
+    with pytest.warns(UserWarning, match=r"keeps its best score.*lightning_cil\.callbacks\.EarlyStopping"):
+        fit(
+            tmp_path, make(FineTune), SplitDigits(num_tasks=2, val_fraction=0.1), fast_dev_run=True,
+            callbacks=[stock.EarlyStopping("val/class_il", mode="max")],
+        )  # fmt: skip
+
+
 def test_fast_dev_run_takes_one_step_in_every_stage(tmp_path: Path) -> None:
     trainer = fit(tmp_path, make(FineTune, epochs=3), SplitDigits(), fast_dev_run=True)
     assert trainer.global_step == 5
