@@ -57,13 +57,13 @@ def written(write: Callable[..., Any], **options: Any) -> Callable[[Path], dict[
 TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ImageFolderTasks": lambda root: {**written(formats.write_image_folder)(root), "num_workers": 0},
     "ManifestTasks": manifest,
-    "SplitCIFAR10": written(formats.write_cifar10),
-    "SplitCIFAR100": written(formats.write_cifar100),
+    "SplitCIFAR10": written(formats.write_cifar10, train=4, test=2),
+    "SplitCIFAR100": written(formats.write_cifar100, train=2, test=1),
     "SplitDigits": lambda root: {},
     "SplitFashionMNIST": written(formats.write_mnist, folder="FashionMNIST/raw"),
-    "SplitImageNet": lambda root: {**written(formats.write_imagenet)(root), "num_workers": 0},
+    "SplitImageNet": lambda root: {**written(formats.write_imagenet, test=1)(root), "num_workers": 0},
     "SplitMNIST": written(formats.write_mnist),
-    "SplitTinyImageNet": written(formats.write_tiny_imagenet),
+    "SplitTinyImageNet": written(formats.write_tiny_imagenet, size=16),
 }
 """Class of a config's data -> writes them below a folder and returns the arguments to read them from there."""
 
@@ -83,15 +83,19 @@ def run_id(configs: tuple[Path, ...]) -> str:
 
 
 def section(configs: tuple[Path, ...], key: str) -> dict[str, Any]:
-    """`model` or `data` of the last config that has it."""
-    found = [yaml.safe_load(p.read_text(encoding="utf-8")).get(key) for p in configs]
-    return next(part for part in reversed(found) if part)
+    """`class_path` and `init_args` of `model` or `data`, merged as the command line merges configs."""
+    merged: dict[str, Any] = {"class_path": "", "init_args": {}}
+    for path in configs:
+        part = yaml.safe_load(path.read_text(encoding="utf-8")).get(key) or {}
+        merged["class_path"] = part.get("class_path", merged["class_path"])
+        merged["init_args"].update(part.get("init_args") or {})
+    return merged
 
 
 def shortened(configs: tuple[Path, ...]) -> list[str]:
     """Options that cut every number of epochs to 1."""
     model = section(configs, "model")
-    arguments = dict(model.get("init_args") or {})
+    arguments = model["init_args"]
     module, _, name = model["class_path"].rpartition(".")
     method = getattr(importlib.import_module(module or "lightning_cil.methods"), name)
     if "epochs" in inspect.signature(method).parameters:

@@ -91,8 +91,9 @@ def collect_results(trainer: Trainer, module: LightningModule) -> dict[str, Any]
     results["weights_sha256"] = getattr(getattr(module, "backbone", None), "weights_sha256", None)
     results["world_size"] = trainer.world_size
     results["versions"] = {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}}
+    on_gpu = trainer.strategy.root_device.type == "cuda"
     results["hardware"] = {
-        "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),

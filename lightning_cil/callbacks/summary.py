@@ -79,21 +79,26 @@ def scores_line(state: StreamState, scenario: Scenario) -> str:
 
 
 def _next_steps(log_dir: str | None, state: StreamState) -> list[str]:
+    folder = Path(log_dir or ".")
+    there = [n for n in ("results.json", "matrix.csv", "config.yaml", "checkpoints/") if (folder / n).exists()]
+    checkpoints = [c for c in (f"task_{state.task}.ckpt", "last.ckpt") if (folder / "checkpoints" / c).exists()]
     if state.task + 1 < state.num_tasks:
-        checkpoint = f"{log_dir}/checkpoints/task_{state.task}.ckpt"
-        return [
-            f"Stopped after task {state.task} (of 0 to {state.num_tasks - 1}). Run folder: {log_dir}",
-            f"Go on:  the same command with  --ckpt_path {checkpoint}",
+        lines = [f"Stopped after task {state.task} (of 0 to {state.num_tasks - 1}). Run folder: {log_dir}"]
+        if checkpoints:
+            lines += [f"Go on:  the same command with  --ckpt_path {log_dir}/checkpoints/{checkpoints[0]}"]
+        return lines
+    lines = [f"Run folder: {log_dir}   ({', '.join(there)})"]
+    if "config.yaml" in there:  # started by the command line
+        lines += [
+            "Next:  lightning-cil methods            the methods there are, to put in `model.class_path`",
+            "       lightning-cil data               the data sets there are, to put in `data.class_path`",
         ]
-    if log_dir is None or not (Path(log_dir) / "config.yaml").exists():  # not started by the command line
-        return [f"Run folder: {log_dir}   (results.json, matrix.csv, checkpoints/)"]
-    return [
-        f"Run folder: {log_dir}   (results.json, matrix.csv, config.yaml, checkpoints/)",
-        "Next:  lightning-cil methods            the methods there are, to put in `model.class_path`",
-        "       lightning-cil data               the data sets there are, to put in `data.class_path`",
-        f"       lightning-cil predict --config {log_dir}/config.yaml "
-        f"--ckpt_path {log_dir}/checkpoints/last.ckpt --images FOLDER",
-    ]
+        if checkpoints:
+            lines += [
+                f"       lightning-cil predict --config {log_dir}/config.yaml "
+                f"--ckpt_path {log_dir}/checkpoints/{checkpoints[-1]} --images FOLDER",
+            ]
+    return lines
 
 
 @rank_zero_only

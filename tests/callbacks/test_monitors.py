@@ -57,6 +57,7 @@ def test_stages_that_improve_run_to_their_end(tmp_path: Path) -> None:
     assert epochs_of(tmp_path, easy_first, [stopping(EarlyStopping)]) == [4, 4, 4]
 
 
+@pytest.mark.filterwarnings("ignore:The stock")
 def test_lightnings_own_ends_all_later_stages_after_one_epoch(tmp_path: Path) -> None:
     """Why there is one of ours; when this fails, Lightning has changed and ours may go."""
     assert epochs_of(tmp_path, easy_first, [stopping(stock.EarlyStopping)]) == [4, 1, 1]
@@ -137,6 +138,7 @@ def test_every_stage_has_its_own_best_model(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "best").iterdir()} == {"step=4.ckpt", "step=8.ckpt", "step=12.ckpt"}
 
 
+@pytest.mark.filterwarnings("ignore:The stock")
 def test_lightnings_own_keeps_the_first_tasks_model(tmp_path: Path) -> None:
     assert best_of(tmp_path, stock.ModelCheckpoint) == [("step=4.ckpt", 1.0)] * 3
 

@@ -527,7 +527,7 @@ def test_a_teacher_in_front_of_the_buffer_is_refused() -> None:
     net = Net()
     net.training_step = lambda batch, batch_idx: torch.nn.functional.cross_entropy(net(batch[0]), batch[1])
     stock_fit(net, vectors([0, 1]), callbacks)
-    with pytest.raises(TypeError, match="list of 3, .*put `Teacher` behind"):
+    with pytest.raises(TypeError, match=r"list of 3, .*put `Teacher` behind"):
         stock_fit(net, vectors([2, 3]), callbacks)
 
 

@@ -155,13 +155,12 @@ def test_times_of_every_phase(run: SimpleNamespace) -> None:
 
 
 def test_footprint_counts_the_network_and_the_exemplars(run: SimpleNamespace) -> None:
-    account, module = run.found["footprint"], run.trainer.lightning_module
-    assert account["exemplar_bytes"] == 12 * 36
-    numbers = json.dumps(account)
-    body = sum(p.numel() for p in module.backbone.parameters())
-    head = sum(p.numel() for p in module.head.parameters())
-    assert str(body) in numbers
-    assert str(head) in numbers
+    module = run.trainer.lightning_module
+    body, head = (4 * sum(p.numel() for p in part.parameters()) for part in (module.backbone, module.head))
+    full = run.found["footprint"]["full"]
+    assert (full["body"], full["head"], full["exemplars"], full["exemplar_labels"]) == (body, head, 12 * 36, 12 * 3 * 8)
+    assert run.found["footprint"]["paper"] == body + 12 * 36
+    assert full["teacher"] == 0
 
 
 def test_after_every_task_the_files_are_there(run: SimpleNamespace) -> None:

@@ -135,7 +135,8 @@ def test_a_run_from_the_command_line_does_not_copy_the_trainer_into_the_teacher(
 
     monkeypatch.setattr(IncrementalTrainer, "__deepcopy__", refuse, raising=False)
     code, out, err = run_cli(
-        "fit", "--config", "examples/baselines/methods/lwf.yaml", "--config", "examples/baselines/protocols/digits.yaml",
+        "fit", "--config", "examples/baselines/methods/lwf.yaml",
+        "--config", "examples/baselines/protocols/digits.yaml",
         "--model.init_args.epochs", "1", "--trainer.default_root_dir", tmp_path, "--stop_after_task", "1",
     )  # fmt: skip
     assert code == 0, out + err
