@@ -24,6 +24,7 @@ PRIVATE_NAMES = {
         "restore_model",
         "restore_datamodule",
         "restore_callbacks",
+        "restore_precision_plugin_state",
     ],
 }
 """Checked by the contract test: owner -> attributes."""
@@ -42,22 +43,38 @@ def attach(trainer: Trainer, module: LightningModule, datamodule: LightningDataM
 
 
 def run_fit(
-    trainer: Trainer, module: LightningModule, datamodule: LightningDataModule, epochs: int, ckpt_path: Any
+    trainer: Trainer,
+    module: LightningModule,
+    datamodule: LightningDataModule,
+    epochs: int,
+    max_steps: int,
+    ckpt_path: Any,
 ) -> None:
-    """One complete training run of `epochs` epochs with counters that start at 0 (unless `ckpt_path` says else)."""
+    """One complete training run of `epochs` epochs with counters that start at 0 (unless `ckpt_path` says else).
+
+    It ends early at global step `max_steps`; -1: not.
+    """
     loop = trainer.fit_loop
     if ckpt_path is None:
         loop.epoch_progress.reset_on_run()
-    loop.max_epochs = epochs
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        loop.max_epochs = 1
-        loop.epoch_loop.max_steps = trainer.global_step + int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    limit_fit(trainer, epochs, max_steps)
     trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
     trainer.training, trainer.should_stop = True, False
     attach(trainer, module, datamodule)
     with quiet():
         trainer._run(module, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     trainer.training = False
+
+
+def limit_fit(trainer: Trainer, epochs: int, max_steps: int) -> None:
+    """Set how far the next fit goes: so many epochs, up to a global step (-1: no limit)."""
+    trainer.fit_loop.max_epochs = epochs
+    trainer.fit_loop.epoch_loop.max_steps = max_steps
+
+
+def prepare_data(trainer: Trainer) -> None:
+    """Download and decode once on each node, the other processes waiting."""
+    trainer._data_connector.prepare_data()
 
 
 def run_test(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule) -> None:
@@ -87,6 +104,7 @@ def restore_finished_task(trainer: Trainer, ckpt_path: Any) -> None:
     connector.restore_model()
     connector.restore_datamodule()
     connector.restore_callbacks()
+    connector.restore_precision_plugin_state()
     loop = trainer.fit_loop
     loop.load_state_dict(connector._loaded_checkpoint["loops"]["fit_loop"])
     loop._combined_loader_states_to_load = []

@@ -32,9 +32,11 @@ from lightning_cil.callbacks.checkpoint import StreamCheckpoint
 from lightning_cil.callbacks.freezing import StagedFreezing
 from lightning_cil.callbacks.progress import StreamProgressBar
 from lightning_cil.callbacks.random_state import RandomState
+from lightning_cil.callbacks.replay import ReplayBuffer
 from lightning_cil.callbacks.results import ResultsWriter
 from lightning_cil.callbacks.stream_state import StageTime, StreamState
 from lightning_cil.callbacks.summary import StreamSummary
+from lightning_cil.callbacks.teacher import Teacher
 from lightning_cil.data.base import IncrementalDataModule
 from lightning_cil.data.predict import FolderLoader, write_predictions
 from lightning_cil.methods.base import IncrementalModule
@@ -97,6 +99,7 @@ class IncrementalTrainer(Trainer):
         )
         self.stop_after_task = stop_after_task
         self.evaluate_before_training = evaluate_before_training
+        self._max_epochs_given = kwargs.get("max_epochs")
 
     def fit(
         self,
@@ -172,15 +175,17 @@ class IncrementalTrainer(Trainer):
             super()._fit_impl(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *rest, **kwargs)
             return
         _check_module(model)
+        if self._max_epochs_given is not None:
+            rank_zero_warn("A stream ignores `max_epochs`: its stages say how many epochs they have (`epochs`).")
         _compat.attach(self, model, datamodule)
+        _compat.connect(self, model)
+        self.strategy.setup_environment()
         if ckpt_path == "last":
             ckpt_path = self._last_checkpoint()
         path = _compat.select_checkpoint(self, ckpt_path)
-        _compat.connect(self, model)
-        self.strategy.setup_environment()
 
-        def fit(epochs: int, ckpt: Any) -> None:
-            _compat.run_fit(self, model, datamodule, epochs, ckpt)
+        def fit(epochs: int, max_steps: int, ckpt: Any) -> None:
+            _compat.run_fit(self, model, datamodule, epochs, max_steps, ckpt)
 
         def test() -> None:
             _compat.run_test(self, model, datamodule)
@@ -237,6 +242,11 @@ def fit_stream(
             "`fit_stream` got a trainer with `OnExceptionCheckpoint`, from which every later stage would reload an "
             "old checkpoint. Remove the callback, or use `IncrementalTrainer`."
         )
+    if trainer.world_size > 1 and "PL_GLOBAL_SEED" not in os.environ:
+        raise ValueError(
+            "`fit_stream` got a trainer with several processes and no seed, so that each would draw another stream. "
+            "Call `lightning.pytorch.seed_everything` first."
+        )
     leftover = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
     if leftover and ckpt_path is None:
         raise ValueError(
@@ -245,10 +255,10 @@ def fit_stream(
         )
     trainer.callbacks[:] = _with_defaults(trainer.callbacks, checkpoints=True, bar=False)  # type: ignore[attr-defined]
 
-    def fit(epochs: int, ckpt: Any) -> None:
+    def fit(epochs: int, max_steps: int, ckpt: Any) -> None:
         if ckpt is None:
             trainer.fit_loop.epoch_progress.reset_on_run()
-        trainer.fit_loop.max_epochs = 1 if trainer.fast_dev_run else epochs  # type: ignore[attr-defined]
+        _compat.limit_fit(trainer, epochs, max_steps)
         trainer.should_stop = False
         with _compat.quiet():
             trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True if ckpt else None)
@@ -257,9 +267,8 @@ def fit_stream(
         with _compat.quiet():
             trainer.test(module, datamodule=datamodule, verbose=False)
 
-    trainer.strategy.connect(module)
-    module.trainer = trainer
-    datamodule.trainer = trainer
+    _compat.connect(trainer, module)
+    _compat.attach(trainer, module, datamodule)
     _Driver(trainer, module, datamodule, fit, test).run(ckpt_path, stop_after_task, evaluate_before_training)
 
 
@@ -271,7 +280,7 @@ class _Driver:
         trainer: Trainer,
         module: IncrementalModule,
         datamodule: IncrementalDataModule,
-        fit: Callable[[int, Any], None],
+        fit: Callable[[int, int, Any], None],
         test: Callable[[], None],
     ) -> None:
         self.trainer = trainer
@@ -279,6 +288,8 @@ class _Driver:
         self.datamodule = datamodule
         self.fit = fit
         self.test = test
+        self.steps_per_stage = trainer.max_steps
+        """`max_steps`, and with `fast_dev_run` its steps, hold for each stage."""
         self.state: StreamState = next(c for c in trainer.callbacks if isinstance(c, StreamState))  # type: ignore[attr-defined]
 
     def run(self, ckpt_path: Any, stop_after_task: int | None, evaluate_before: bool) -> None:
@@ -290,8 +301,13 @@ class _Driver:
                 f"`stop_after_task={stop_after_task}`, but the stream has the tasks 0 to {len(tasks) - 1}. "
                 "Give one of them, or leave it out to train all."
             )
+        if module.head.num_classes and not ckpt_path:
+            raise ValueError(
+                f"{type(module).__name__} has learned {module.head.num_classes} classes already, and no checkpoint is "
+                "given to go on from. Make a new module for a new stream, or give `ckpt_path` to continue one."
+            )
         self._add_required_callbacks()
-        datamodule.prepare_data()
+        _compat.prepare_data(trainer)
         datamodule.setup("fit")
         state.begin(len(tasks), trainer.strategy.broadcast(_run_seed()))
         first, resumed, ckpt = 0, False, None
@@ -301,12 +317,15 @@ class _Driver:
             state.load_state_dict(saved["callbacks"][STATE_KEY])
             ckpt = ckpt_path
         module.begin_stream(tasks, state.seed)
+        module.class_names = list(datamodule.class_names)
         call_hook(trainer, module, "on_stream_start", bool(ckpt))
-        if ckpt and state.phase == "boundary":
+        if ckpt and state.phase != "stage":
             module.grow_to(tasks[state.task])
             _compat.restore_finished_task(trainer, ckpt)
             first, ckpt = state.task + 1, None
             rank_zero_info(f"Going on after task {state.task} of {ckpt_path}")
+            if state.phase == "evaluation":
+                self._score(tasks[state.task])
         elif ckpt:
             first, resumed = state.task, True
             rank_zero_info(f"Going on inside task {state.task}, stage {state.stage} of {ckpt_path}")
@@ -324,6 +343,7 @@ class _Driver:
         start = state.stage if ckpt else 0
         if not ckpt:
             state.current_task = task
+            _seed(fold_seed(state.seed, 3, task.index, trainer.global_rank))
             call_hook(trainer, module, "on_task_start", task)
         module.grow_to(task)
         stages = self._stages(task)
@@ -332,16 +352,23 @@ class _Driver:
             ckpt = None
         if stages:
             trainer.strategy.model_to_device()
+            _seed(fold_seed(state.seed, 4, task.index, trainer.global_rank))
             with self._timed(task, "task end"):
                 call_hook(trainer, module, "on_task_end", task)
+            state.phase = "evaluation"
+        self._score(task, evaluate=bool(stages))
+
+    def _score(self, task: Task, evaluate: bool = True) -> None:
+        """Fill the task's row of the matrix and close the task."""
+        if evaluate:
             self._evaluate(row=task.index)
-        state.finish(task)
-        with _compat.without_optimizers(trainer):
-            call_hook(trainer, module, "on_task_scored", task)
+        self.state.finish(task)
+        with _compat.without_optimizers(self.trainer):
+            call_hook(self.trainer, self.module, "on_task_scored", task)
 
     def _run_stage(self, task: Task, index: int, stage: Stage, num_stages: int, ckpt: Any) -> None:
         trainer, module, state = self.trainer, self.module, self.state
-        state.enter(task, index, stage, num_stages, resumed=bool(ckpt))
+        state.enter(task, index, stage, num_stages, bool(ckpt), trainer.global_step)
         self.datamodule.set_stage(task, stage, fold_seed(state.seed, 1, task.index, index))
         module.begin_stage(task, stage)
         call_hook(trainer, module, "setup_stage", task, stage)
@@ -349,14 +376,22 @@ class _Driver:
             call_hook(trainer, module, "on_stage_start", task, stage)
             _seed(fold_seed(state.seed, 2, task.index, index, trainer.global_rank))
         with self._timed(task, stage.name):
-            self.fit(stage.epochs, ckpt)
+            steps = self.steps_per_stage
+            epochs = 1 if trainer.fast_dev_run else stage.epochs  # type: ignore[attr-defined]
+            self.fit(epochs, -1 if steps == -1 else state.first_step + steps, ckpt)
         trainer.strategy.model_to_device()
+        self._equalise_buffers()
         call_hook(trainer, module, "on_stage_end", task, stage)
 
     def _stages(self, task: Task) -> list[Stage]:
         """The method's stages, or those that a `StagedFreezing` callback declares."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, StagedFreezing) and callback.stages:
+            if isinstance(callback, StagedFreezing):
+                if type(self.module).stages is not IncrementalModule.stages:
+                    raise ValueError(
+                        f"`StagedFreezing` declares stages, and {type(self.module).__name__} has its own; expected one "
+                        "of them. Take the callback out, or use a method with a single plain stage."
+                    )
                 return list(callback.stages)
         return list(self.module.stages(task))
 
@@ -364,8 +399,11 @@ class _Driver:
         """Score the network on every task's test data: row `row` of the matrix."""
         self.module.begin_evaluation(row)
         task = self.datamodule.tasks[max(row, 0)]
-        with self._timed(task, "evaluation before training" if row < 0 else "evaluation"):
-            self.test()
+        try:
+            with self._timed(task, "evaluation before training" if row < 0 else "evaluation"):
+                self.test()
+        finally:
+            self.module.end_evaluation()
         for scenario in SCENARIOS:
             correct, total = self.module.evaluation_counts(scenario)
             self.state.record(scenario, row, correct[row + 1], total[row + 1])
@@ -383,7 +421,14 @@ class _Driver:
             if not any(isinstance(c, type(needed)) for c in callbacks):
                 position = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))
                 callbacks.insert(position, needed)
+                _replay_before_teacher(callbacks)
                 rank_zero_info(f"{type(self.module).__name__} needs a {type(needed).__name__}: added {needed}")
+
+    def _equalise_buffers(self) -> None:
+        """DDP sends rank 0's BatchNorm statistics before each step, so that ranks differ after the last one."""
+        if self.trainer.world_size > 1:
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     @contextmanager
     def _timed(self, task: Task, name: str) -> Iterator[None]:
@@ -449,6 +494,14 @@ def _check_module(module: LightningModule) -> None:
         )
 
 
+def _replay_before_teacher(callbacks: list[Callback]) -> None:
+    """The teacher looks at the exemplars too, so they must be in the batch when its turn comes."""
+    replay = next((i for i, c in enumerate(callbacks) if isinstance(c, ReplayBuffer)), None)
+    teacher = next((i for i, c in enumerate(callbacks) if isinstance(c, Teacher)), None)
+    if replay is not None and teacher is not None and teacher < replay:
+        callbacks.insert(teacher, callbacks.pop(replay))
+
+
 def _with_defaults(given: list[Callback], *, checkpoints: bool, bar: bool) -> list[Callback]:
     def lacks(kind: type) -> bool:
         return not any(isinstance(c, kind) for c in given)
@@ -460,4 +513,5 @@ def _with_defaults(given: list[Callback], *, checkpoints: bool, bar: bool) -> li
     added += [StreamSummary()] if lacks(StreamSummary) else []
     added += [StreamProgressBar()] if bar and lacks(ProgressBar) else []
     added += [StreamCheckpoint()] if checkpoints and lacks(StreamCheckpoint) else []
+    _replay_before_teacher(added)
     return sorted(added, key=lambda c: (not isinstance(c, StreamState), isinstance(c, Checkpoint)))

@@ -50,7 +50,7 @@ def test_two_fits_in_one_launch_restart_epochs_and_keep_the_step(trainer: Traine
     module.grow_to(data.tasks[0])
     trainer.limit_train_batches = 2
     for fits, epochs in ((1, 1), (2, 3)):
-        _compat.run_fit(trainer, module, data, epochs, None)
+        _compat.run_fit(trainer, module, data, epochs, -1, None)
         assert trainer.current_epoch == epochs
         assert trainer.global_step == {1: 2, 2: 8}[fits]
 
@@ -66,7 +66,7 @@ def test_a_test_run_leaves_the_trainer_ready_to_fit(trainer: Trainer) -> None:
     correct, total = module.evaluation_counts("class_il")
     assert int(total[1, 0]) == 359  # every test image once
     assert int(correct.sum()) <= 359
-    _compat.run_fit(trainer, module, data, 1, None)
+    _compat.run_fit(trainer, module, data, 1, -1, None)
     assert trainer.global_step == 1438 // 32
 
 
@@ -77,7 +77,7 @@ def test_optimizers_come_back_after_a_checkpoint_without_them(trainer: Trainer) 
     module.begin_stream(data.tasks, 0)
     module.grow_to(data.tasks[0])
     trainer.limit_train_batches = 1
-    _compat.run_fit(trainer, module, data, 1, None)
+    _compat.run_fit(trainer, module, data, 1, -1, None)
     held = trainer.optimizers
     assert held
     with _compat.without_optimizers(trainer):

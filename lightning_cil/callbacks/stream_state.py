@@ -12,12 +12,16 @@ from lightning_cil.types import SCENARIOS, Scenario, Stage, Task
 
 SCHEMA = 1
 
-Phase = Literal["stage", "boundary"]
+Phase = Literal["stage", "evaluation", "boundary"]
+"""In a stage; after `on_task_end`, not scored yet; after a task."""
 
 
 @dataclass
 class StageTime:
-    """Wall seconds of one phase of one task, the device synchronised."""
+    """Wall seconds of one phase of one task, the device synchronised.
+
+    `peak_memory_bytes` is the phase's own on a GPU, and the process's so far on a CPU.
+    """
 
     task: int
     stage: str
@@ -60,6 +64,8 @@ class StreamState(Callback):
     stage: int = 0
     """Current stage inside the task."""
     seed: int = 0
+    first_step: int = 0
+    """Global step at the start of the current stage."""
     counts: dict[Scenario, Counts] = field(default_factory=dict)
     times: list[StageTime] = field(default_factory=list)
     elapsed: float = 0.0
@@ -88,12 +94,12 @@ class StreamState(Callback):
             for s in SCENARIOS
         }
 
-    def enter(self, task: Task, index: int, stage: Stage, num_stages: int, resumed: bool) -> None:
+    def enter(self, task: Task, index: int, stage: Stage, num_stages: int, resumed: bool, global_step: int) -> None:
         """A stage is about to run."""
         self.phase, self.task, self.stage, self.num_stages = "stage", task.index, index, num_stages
         self.current_task, self.current_stage = task, stage
         if not resumed:
-            self.elapsed, self.should_stop = 0.0, False
+            self.elapsed, self.should_stop, self.first_step = 0.0, False, global_step
 
     def finish(self, task: Task) -> None:
         """A task is trained and evaluated."""
@@ -124,6 +130,7 @@ class StreamState(Callback):
             "task": self.task,
             "stage": self.stage,
             "seed": self.seed,
+            "first_step": self.first_step,
             "should_stop": self.should_stop,
             "elapsed": self.elapsed + (time.perf_counter() - self.clock if self.clock is not None else 0.0),
             "counts": {s: {"correct": c.correct.clone(), "total": c.total.clone()} for s, c in self.counts.items()},
@@ -141,7 +148,7 @@ class StreamState(Callback):
                 f"The checkpoint has stream schema {state_dict['schema']}, this version of lightning-cil knows up to "
                 f"{SCHEMA}. Update lightning-cil to read it."
             )
-        for name in ("num_tasks", "phase", "task", "stage", "seed", "should_stop", "elapsed"):
+        for name in ("num_tasks", "phase", "task", "stage", "seed", "first_step", "should_stop", "elapsed"):
             setattr(self, name, state_dict[name])
         self.counts = {s: Counts(c["correct"].clone(), c["total"].clone()) for s, c in state_dict["counts"].items()}
         self.times = [StageTime(**t) for t in state_dict["times"]]

@@ -35,7 +35,7 @@ class Teacher(StreamCallback):
 
     def snapshot(self, module: LightningModule) -> None:
         """Copy the module as it is now."""
-        self.network = _frozen_copy(module)
+        self.network, self._weights = _frozen_copy(module), None
 
     def on_stream_start(self, trainer: Trainer, module: LightningModule, resumed: bool) -> None:
         """A new stream starts without a teacher."""
@@ -90,8 +90,9 @@ class Teacher(StreamCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the weights; a teacher that is about to be replaced is not worth it."""
         state = stream_state(trainer)
-        if self.network is not None and (state is None or state.phase == "stage"):
-            checkpoint[CHECKPOINT_KEY] = dict(self.network.state_dict())
+        weights = self._weights if self.network is None else dict(self.network.state_dict())
+        if weights is not None and (state is None or state.phase == "stage"):
+            checkpoint[CHECKPOINT_KEY] = weights
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the weights; the network is built when training starts."""

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_cil.losses._columns import task_of_column
+
 __all__ = ["cross_entropy_over", "task_masked_cross_entropy"]
 
 _NO_IGNORED_LABEL = torch.iinfo(torch.int64).min
@@ -118,8 +120,7 @@ def task_masked_cross_entropy(
             f"Got `sizes={list(sizes)}` for logits with {logits.shape[1]} columns, expected the sizes of the tasks, "
             "each at least 1, adding up to the number of columns. Pass the head's sizes, `head.sizes.tolist()`."
         )
-    task_of_column = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
-    other = task_of_column.to(logits.device) != task.unsqueeze(1)  # [batch, classes]
+    other = task_of_column(tuple(sizes), logits.device) != task.unsqueeze(1)  # [batch, classes]
     if target.device.type == "cpu":
         _check_labels_of_task(target, task, other)
     return _mean_cross_entropy(logits.masked_fill(other, float("-inf")), target)

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_cil.losses._columns import task_of_column
+
 __all__ = ["binary_distillation", "per_head_soft_cross_entropy", "soft_cross_entropy"]
 
 
@@ -127,9 +129,10 @@ def per_head_soft_cross_entropy(
     if len(sizes) < 2:
         return soft_cross_entropy(student_logits, teacher_logits, temperature)
     # ours: one copy of the columns for each head, the other heads' at -inf, which the softmax maps to 0
-    head = torch.arange(len(sizes))
-    outside = head.repeat_interleave(torch.tensor(sizes)) != head.unsqueeze(1)  # [heads, old]
-    outside = outside.to(student_logits.device)
+    device = student_logits.device
+    outside = task_of_column(tuple(sizes), device) != torch.arange(len(sizes), device=device).unsqueeze(
+        1
+    )  # [heads, old]
     teacher = (teacher_logits.detach() / temperature).unsqueeze(1).masked_fill(outside, float("-inf"))
     student = (student_logits / temperature).unsqueeze(1).masked_fill(outside, float("-inf"))
     target = F.softmax(teacher, dim=2)  # Eq. 9

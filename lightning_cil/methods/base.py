@@ -147,19 +147,27 @@ class IncrementalModule(LightningModule, ABC):
 
     # ------------------------------------------------------------------ evaluation
 
-    def predict_logits(self, image: Tensor) -> Tensor:
+    def predict_logits(self, image: Tensor, num_future: int | None = None) -> Tensor:
         """Scores of every class of the stream, `[B, classes]`: seen ones, then untrained outputs of future tasks.
 
         The untrained outputs are what the next tasks start from; forward transfer is measured on them.
+
+        Args:
+            image: float `[B, channels, height, width]`.
+            num_future: How many future tasks; by default all.
         """
         features = self.features(image)
-        future = [t.num_classes for t in self.tasks[len(self.head.sizes) :]]
+        future = [t.num_classes for t in self.tasks[len(self.head.sizes) :]][:num_future]
         logits = self.head(features)
         return torch.cat([logits, self.head.preview(features, future)], dim=1) if future else logits
 
     def begin_evaluation(self, row: int) -> None:
         """The next test run fills row `row` of the matrices."""
         self._row = row
+
+    def end_evaluation(self) -> None:
+        """Later tests are the user's own and log what they find."""
+        self._row = None
 
     def evaluation_counts(self, scenario: Scenario) -> tuple[Tensor, Tensor]:
         """Correct and counted samples `[tasks + 1, tasks]` of the last test run, summed over ranks."""
@@ -172,6 +180,7 @@ class IncrementalModule(LightningModule, ABC):
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if not self.tasks and datamodule is not None and hasattr(datamodule, "tasks"):
             self.begin_stream(datamodule.tasks, self.head.seed)
+            self.class_names = self.class_names or list(datamodule.class_names)
 
     def on_test_start(self) -> None:
         """Start counting anew."""
@@ -215,11 +224,11 @@ class IncrementalModule(LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Sum cross-entropy and correct predictions over the held-out data of all tasks so far."""
-        target, seen = batch["target"], self.head.num_classes
-        logits = self.predict_logits(batch["image"])
+        target = batch["target"]
+        logits = self.predict_logits(batch["image"], num_future=0)
         masked = self._mask_other_tasks(logits, batch["task"])
-        loss = nn.functional.cross_entropy(logits[:, :seen].float(), target, reduction="sum")
-        class_il = (logits[:, :seen].argmax(1) == target).sum()
+        loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
+        class_il = (logits.argmax(1) == target).sum()
         task_il = (masked.argmax(1) == target).sum()
         count = torch.full_like(class_il, len(target))
         self._val_sums += torch.stack([loss.double(), class_il.double(), task_il.double(), count.double()])

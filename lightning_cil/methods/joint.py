@@ -8,7 +8,7 @@ undefined. With `cumulative`, every task trains a fresh network on all data so f
 """
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -18,6 +18,8 @@ from lightning_cil.losses import cross_entropy_over, task_masked_cross_entropy
 from lightning_cil.methods.base import HeadKind, IncrementalModule
 from lightning_cil.networks import Backbone, feature_width
 from lightning_cil.types import Batch, Scenario, Stage, Task
+
+CHECKPOINT_KEY = "lightning_cil.Joint"
 
 JointMode = Literal["final", "cumulative"]
 
@@ -72,6 +74,16 @@ class Joint(IncrementalModule):
         if self._fresh:
             self.backbone.load_state_dict(self._fresh)
             self.head = type(self.head)(feature_width(self.backbone), seed=self.head.seed)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the network that later tasks start from."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY] = self._fresh
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        super().on_load_checkpoint(checkpoint)
+        self._fresh = dict(checkpoint.get(CHECKPOINT_KEY) or self._fresh) if self.joint_mode == "cumulative" else {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy over all classes so far, or over each sample's task."""

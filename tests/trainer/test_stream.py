@@ -8,10 +8,18 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_cil import IncrementalTrainer, Stage, Task, fit_stream
-from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCallback, StreamCheckpoint, StreamState
+from lightning_cil.callbacks import (
+    EarlyStopping,
+    ReplayBuffer,
+    StagedFreezing,
+    StreamCallback,
+    StreamCheckpoint,
+    StreamState,
+    Teacher,
+)
 from lightning_cil.data import SplitDigits
-from lightning_cil.methods import ER, FineTune, IncrementalModule, LwF
-from tests.streams import fit, make, results, weights_hash
+from lightning_cil.methods import ER, FineTune, IncrementalModule, Joint, LwF
+from tests.streams import TINY, fit, make, results, sgd, weights_hash
 
 
 class Recorder(StreamCallback):
@@ -137,6 +145,105 @@ def test_a_run_that_broke_off_goes_on_exactly(tmp_path: Path, method: type[Incre
     assert logs[0] == logs[1]
     for key in ("matrix", "before_training", "scores", "class_order", "footprint"):
         assert ours[key] == theirs[key], key
+
+
+class BreakOnce(StreamCallback):
+    """Raises in a hook, as a power cut would end the run there."""
+
+    def __init__(self, hook: str, task: int) -> None:
+        def fail(trainer: Any, module: Any, at: Task, *rest: Any) -> None:
+            if at.index == task:
+                raise OSError("power cut")
+
+        setattr(self, hook, fail)
+
+
+@pytest.mark.parametrize("hook", ["on_task_end", "on_task_scored", "on_stage_end"])
+@pytest.mark.parametrize("method", [ER, LwF])
+def test_a_run_that_broke_off_between_stages_goes_on_exactly(
+    tmp_path: Path, hook: str, method: type[IncrementalModule]
+) -> None:
+    data = {"sizes": [4, 3, 3], "batch_size": 64}
+
+    def extra() -> list[Callback]:
+        return [ReplayBuffer(total=50)] if method is ER else []
+
+    straight = make(method)
+    whole = fit(tmp_path / "straight", straight, SplitDigits(**data), extra())
+    with pytest.raises(OSError, match="power cut"):
+        fit(tmp_path / "broken", make(method), SplitDigits(**data), [*extra(), BreakOnce(hook, 1)])
+    resumed = make(method)
+    other = fit(tmp_path / "broken", resumed, SplitDigits(**data), extra(), ckpt_path="last")
+    assert weights_hash(straight) == weights_hash(resumed)
+    ours, theirs = results(whole), results(other)
+    for key in ("matrix", "before_training", "scores", "footprint"):
+        assert ours[key] == theirs[key], key
+
+
+def test_a_checkpoint_from_the_evaluation_does_not_offer_the_task_again(tmp_path: Path) -> None:
+    class SaveAndBreak(Callback):
+        def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+            if pl_module._row == 1:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+                raise OSError("power cut")
+
+    data = {"sizes": [4, 3, 3], "batch_size": 64}
+    straight, resumed = make(ER), make(ER)
+    whole, buffers = ReplayBuffer(total=50), ReplayBuffer(total=50)
+    fit(tmp_path / "straight", straight, SplitDigits(**data), [whole])
+    with pytest.raises(OSError, match="power cut"):
+        fit(tmp_path / "broken", make(ER), SplitDigits(**data), [ReplayBuffer(total=50), SaveAndBreak()])
+    fit(tmp_path / "broken", resumed, SplitDigits(**data), [buffers], ckpt_path=str(tmp_path / "middle.ckpt"))
+    assert buffers.num_offered == whole.num_offered == 1438
+    assert buffers.digest() == whole.digest()
+    assert weights_hash(straight) == weights_hash(resumed)
+
+
+def test_a_resumed_cumulative_joint_run_starts_from_the_same_network(tmp_path: Path) -> None:
+    data = {"sizes": [4, 3, 3], "batch_size": 64}
+    straight = make(Joint, joint_mode="cumulative")
+    fit(tmp_path / "straight", straight, SplitDigits(**data))
+    first = fit(tmp_path / "parts", make(Joint, joint_mode="cumulative"), SplitDigits(**data), stop_after_task=0)
+    torch.manual_seed(77)
+    other = Joint(backbone=TINY, epochs=1, optimizer=sgd, joint_mode="cumulative")  # another initial network
+    fit(tmp_path / "parts", other, SplitDigits(**data), ckpt_path=str(Path(first.log_dir) / "checkpoints/task_0.ckpt"))
+    assert weights_hash(straight) == weights_hash(other)
+
+
+def test_max_steps_holds_for_every_stage(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, make(FineTune, epochs=3), SplitDigits(num_tasks=5), max_steps=4)
+    assert trainer.global_step == 5 * 4
+
+
+def test_a_test_after_the_stream_logs_what_it_finds(tmp_path: Path) -> None:
+    module, data = make(FineTune), SplitDigits(num_tasks=5)
+    trainer = fit(tmp_path, module, data, limit_train_batches=3)
+    assert module.class_names == data.class_names
+    found = trainer.test(module, data, verbose=False)[0]
+    assert found["test/task_il"] == pytest.approx(results(trainer)["scores"]["task_il"]["ACC"])
+
+
+def test_a_module_that_has_learned_is_not_started_again_in_silence(tmp_path: Path) -> None:
+    module = make(FineTune)
+    fit(tmp_path, module, SplitDigits(num_tasks=2), fast_dev_run=True)
+    with pytest.raises(ValueError, match="has learned 10 classes already"):
+        fit(tmp_path, module, SplitDigits(num_tasks=2))
+
+
+def test_staged_freezing_does_not_replace_a_methods_own_stages(tmp_path: Path) -> None:
+    freezing = StagedFreezing([Stage("head", 1, ["head.*"])])
+    with pytest.raises(ValueError, match="Joint has its own"):
+        fit(tmp_path, make(Joint), SplitDigits(num_tasks=2), [freezing])
+
+
+def test_the_teacher_looks_at_exemplars_whatever_the_order_of_callbacks(tmp_path: Path) -> None:
+    given: list[Callback] = [Teacher(), ReplayBuffer(total=20)]
+    trainer = fit(tmp_path, make(ER), SplitDigits(num_tasks=2), given, fast_dev_run=True)
+    kinds = [type(c) for c in trainer.callbacks]
+    assert kinds.index(ReplayBuffer) < kinds.index(Teacher)
+    trainer = fit(tmp_path, make(ER), SplitDigits(num_tasks=2), [Teacher()], fast_dev_run=True)
+    kinds = [type(c) for c in trainer.callbacks]
+    assert kinds.index(ReplayBuffer) < kinds.index(Teacher)
 
 
 def test_stop_after_task_then_branch_with_other_settings(tmp_path: Path) -> None:
