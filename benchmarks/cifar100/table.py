@@ -1,6 +1,6 @@
 """Markdown table of finished runs, from their results.json.
 
-    python benchmarks/cifar100/table.py RUN [RUN …]
+python benchmarks/cifar100/table.py RUN [RUN …]
 """
 
 import json
