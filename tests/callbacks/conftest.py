@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -61,7 +62,7 @@ class NormNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(36, self.num_features)
+        self.linear = nn.Linear(36, self.num_features, bias=False)
         self.norm = nn.BatchNorm1d(self.num_features)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -171,3 +172,8 @@ def stock_fit(
     )
     trainer.fit(net, loader, validation)
     return trainer
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -23,6 +23,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A trained network with BatchNorm and its data."""
+    torch.manual_seed(0)
     module, data = make(FineTune, backbone=NormNet()), TinyTasks()
     trainer = fit(tmp_path_factory.mktemp("features"), module, data, stop_after_task=0)
     return SimpleNamespace(trainer=trainer, module=module, data=data)

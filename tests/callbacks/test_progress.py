@@ -28,7 +28,7 @@ def trainer(callbacks: list[Any]) -> Any:
 def test_description_in_a_stream() -> None:
     state = StreamState()
     state.begin(5, seed=0)
-    state.enter(make_tasks([2] * 5)[1], 0, Stage("warm-up", 10), 2, resumed=False)
+    state.enter(make_tasks([2] * 5)[1], 0, Stage("warm-up", 10), 2, resumed=False, global_step=0)
     assert StreamProgressBar().description(trainer([state])) == "task 2/5 · warm-up · epoch 3/10"
 
 

@@ -51,34 +51,34 @@ def test_what_was_not_evaluated_is_none_and_not_zero() -> None:
 
 def test_a_stage_then_the_boundary(state: StreamState) -> None:
     stage = Stage("train", 3)
-    state.enter(TASKS[1], 1, stage, 2, resumed=False)
-    assert (state.phase, state.task, state.stage, state.num_stages) == ("stage", 1, 1, 2)
+    state.enter(TASKS[1], 1, stage, 2, resumed=False, global_step=40)
+    assert (state.phase, state.task, state.stage, state.num_stages, state.first_step) == ("stage", 1, 1, 2, 40)
     assert (state.current_task, state.current_stage) == (TASKS[1], stage)
     state.finish(TASKS[1])
     assert (state.phase, state.task, state.stage) == ("boundary", 1, 0)
 
 
-def test_a_new_stage_forgets_a_stop_and_a_resumed_one_keeps_it(state: StreamState) -> None:
+def test_a_new_stage_forgets_a_stop_and_where_it_began_and_a_resumed_one_keeps_them(state: StreamState) -> None:
     trainer: Any = SimpleNamespace(should_stop=False)
-    state.should_stop, state.elapsed = True, 5.0
-    state.enter(TASKS[0], 0, Stage("train", 1), 1, resumed=True)
+    state.should_stop, state.elapsed, state.first_step = True, 5.0, 10
+    state.enter(TASKS[0], 0, Stage("train", 1), 1, resumed=True, global_step=13)
     state.on_train_start(trainer, None)
-    assert (trainer.should_stop, state.elapsed) == (True, 5.0)
+    assert (trainer.should_stop, state.elapsed, state.first_step) == (True, 5.0, 10)
     trainer.should_stop = False
-    state.enter(TASKS[0], 1, Stage("more", 1), 2, resumed=False)
+    state.enter(TASKS[0], 1, Stage("more", 1), 2, resumed=False, global_step=20)
     state.on_train_start(trainer, None)
-    assert (trainer.should_stop, state.elapsed) == (False, 0.0)
+    assert (trainer.should_stop, state.elapsed, state.first_step) == (False, 0.0, 20)
 
 
 def test_everything_comes_back_from_a_checkpoint(state: StreamState) -> None:
     fill(state)
-    state.enter(TASKS[2], 1, Stage("train", 3), 2, resumed=False)
+    state.enter(TASKS[2], 1, Stage("train", 3), 2, resumed=False, global_step=40)
     state.add_time(StageTime(0, "train", 1.5, 100))
     state.should_stop = True
     saved = through_a_file(state)
     other = StreamState()
     other.load_state_dict(saved)
-    for name in ("num_tasks", "phase", "task", "stage", "seed", "should_stop", "times"):
+    for name in ("num_tasks", "phase", "task", "stage", "seed", "first_step", "should_stop", "times"):
         assert getattr(other, name) == getattr(state, name)
     for scenario, counts in state.counts.items():
         assert torch.equal(other.counts[scenario].correct, counts.correct)
@@ -106,7 +106,7 @@ def test_a_resumed_stage_counts_the_seconds_before_the_checkpoint(
     assert saved["elapsed"] == 4.0
     resumed = StreamState()
     resumed.load_state_dict(saved)
-    resumed.enter(TASKS[0], 0, Stage("train", 1), 1, resumed=True)
+    resumed.enter(TASKS[0], 0, Stage("train", 1), 1, resumed=True, global_step=0)
     resumed.clock = 500.0
     now[0] = 503.0
     assert through_a_file(resumed)["elapsed"] == 7.0

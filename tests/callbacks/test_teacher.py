@@ -55,6 +55,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         elif hook == "on_task_end":
             ends.append(values(teacher.network))
 
+    torch.manual_seed(0)
     options = {} if request.param == "small_cnn" else {"backbone": NormNet()}
     callbacks = [ReplayBuffer(total=12), teacher, Recorder(look)]
     module = make(LwF, temperature=2.0, distillation_weight=1.0, **options)
