@@ -25,7 +25,7 @@ from lightning_cil.networks import Backbone
 EPOCHS = 1 if os.environ.get("LIGHTNING_CIL_FAST") == "1" else 6
 
 
-def sgd(params) -> torch.optim.Optimizer:
+def sgd(params) -> torch.optim.Optimizer:  # the command line knows a factory by its return type
     return torch.optim.SGD(params, lr=0.05, momentum=0.9)
 
 

@@ -48,7 +48,8 @@ def main():
     lines = []
     for method in (FineTune, LwF, SigmoidLwF):
         matrix = run(method)["matrix"]["class_il"]
-        lines.append(f"{method.__name__}: accuracy on task 1 {matrix[0][0]:.1%}, after task 2 {matrix[1][0]:.1%}")
+        first, (old, new) = matrix[0][0], matrix[1]
+        lines.append(f"{method.__name__}: task 1 {first:.1%}; after task 2: task 1 {old:.1%}, task 2 {new:.1%}")
     print("\n".join(lines))
 
 

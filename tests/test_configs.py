@@ -1,4 +1,4 @@
-"""Every file below examples/ through the real command line on tiny data, and the quickstart in full.
+"""What a reader copies: files below examples/ and Python of the documents, on tiny data; the quickstart in full.
 
 Configs are found by glob. `<folder>/methods/*.yaml` and `<folder>/protocols/*.yaml` go in pairs: each method with the
 folder's protocol `digits` (or its first one), each protocol with the first method. Large backbones are built, but a
@@ -10,8 +10,10 @@ import importlib
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_cil import IncrementalTrainer
+from lightning_cil.data import SplitDigits
+from lightning_cil.methods import IncrementalModule
 from lightning_cil.networks import Backbone
 from tests.data import formats
 
@@ -55,6 +63,31 @@ def written(write: Callable[..., Any], **options: Any) -> Callable[[Path], dict[
         return {"root": root}
 
     return make
+
+
+SMALL = Backbone("small_cnn", in_channels=1)
+
+
+class Plain(LightningModule):
+    """A module of somebody who does not know this package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 10)
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        x, y = batch
+        return torch.nn.functional.cross_entropy(self.layer(x), y)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def loader_of(labels: range) -> DataLoader:
+    """`[x, y]` batches of the digits with these labels."""
+    x, y = (torch.as_tensor(array) for array in load_digits(return_X_y=True))
+    keep = torch.isin(y, torch.tensor(labels))
+    return DataLoader(TensorDataset(x[keep].float() / 16, y[keep]), batch_size=32)
 
 
 TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -157,6 +190,47 @@ def test_script_runs(script, tmp_path):
     env = {**os.environ, "LIGHTNING_CIL_FAST": "1"}
     result = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def python_in(document: str) -> list[str]:
+    """The Python of a document's fenced blocks."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def execute(source: str, **names: Any) -> dict[str, Any]:
+    names["__name__"] = "document"
+    exec(source, names)
+    return names
+
+
+def fit_digits(method: IncrementalModule, root: Path) -> dict[str, Any]:
+    """The results of a stream of two tasks."""
+    trainer = IncrementalTrainer(accelerator="cpu", default_root_dir=root)
+    trainer.fit(method, SplitDigits(num_tasks=2))
+    return check_results(Path(trainer.log_dir))
+
+
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script, method, callback = python_in("README.md")
+    execute(script.replace("epochs=8", "epochs=1"))
+    check_results(tmp_path / "runs" / "version_0")
+    smoothing = execute(method)["Smoothing"](backbone=SMALL, epochs=1)
+    assert fit_digits(smoothing, tmp_path / "smoothing")["method"] == "Smoothing"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a stock trainer with tiny data has many
+        names = execute(callback, loaders=[loader_of(range(5)), loader_of(range(5, 10))], module=Plain())
+    assert len(names["replay"]) == 200
+
+
+def test_the_method_of_contributing_runs(tmp_path):
+    (source,) = [block for block in python_in("CONTRIBUTING.md") if "(IncrementalModule)" in block]
+    freeze = execute(source)["Freeze"](backbone=SMALL, epochs=1)
+    assert [t["stage"] for t in fit_digits(freeze, tmp_path)["seconds"] if t["stage"] in ("train", "head")] == [
+        "train",
+        "head",
+    ]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -181,6 +181,7 @@ def test_sharded_checkpoints_are_folders(tmp_path: Path) -> None:
         strategy=SimpleNamespace(barrier=lambda name: None),
     )
     checkpoint = StreamCheckpoint()
+    (tmp_path / "checkpoints" / "last.ckpt.old" / "shard").mkdir(parents=True)  # an earlier run was killed here
     for task in range(2):
         checkpoint.on_train_epoch_end(trainer, None)
         checkpoint.on_task_scored(trainer, None, SimpleNamespace(index=task))
