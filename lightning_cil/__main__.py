@@ -1,5 +1,6 @@
 """The command `lightning-cil`. Help and version are answered without importing torch."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -55,6 +56,8 @@ def main(args: Sequence[str] | None = None) -> int:
             f"lightning-cil: unknown command {given!r}; expected one of {', '.join(COMMANDS)}.{hint}", file=sys.stderr
         )
         return 2
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # classes of the user's own, beside the config; `python -m` has it already
     from lightning_cil.cli import run
 
     return run(arguments, debug=debug)

@@ -5,10 +5,12 @@ import logging
 import re
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_cil.callbacks
@@ -17,7 +19,7 @@ import lightning_cil.methods
 import lightning_cil.schedulers
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
-from lightning_cil.trainer import IncrementalTrainer
+from lightning_cil.trainer import IncrementalTrainer, newest_checkpoint
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -30,6 +32,14 @@ class SaveRunConfig(SaveConfigCallback):
         for name in self.OF_ONE_CALL:
             config.pop(name, None)
         super().__init__(parser, config, **kwargs)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """A run that goes on in its folder keeps its first config; the new one is saved beside it."""
+        log_dir = trainer.log_dir
+        if not self.already_saved and log_dir is not None:
+            count = len(list(Path(log_dir).glob("config*.yaml")))
+            self.config_filename = "config.yaml" if not count else f"config_resumed_{count}.yaml"
+        super().setup(trainer, pl_module, stage)
 
 
 class StreamCLI(LightningCLI):
@@ -65,6 +75,8 @@ class StreamCLI(LightningCLI):
         """
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
+        if path == "last":
+            path = newest_checkpoint(config.trainer.default_root_dir or "runs")
         if not path or not Path(path).is_file():
             return
         try:
@@ -95,6 +107,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
         return _list(command, arguments[1:])
     if not debug:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # torch's own
     try:
         StreamCLI(arguments)
     except SystemExit as stop:

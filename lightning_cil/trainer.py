@@ -153,6 +153,7 @@ class IncrementalTrainer(Trainer):
             if images is not None:
                 raise ValueError("`images` needs a model and an `IncrementalDataModule`, which says how to read them.")
             return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+        ckpt_path = self._resolve(ckpt_path)
         loader = FolderLoader(datamodule, images)
         batches: Any = super().predict(model, loader, None, True, ckpt_path, weights_only)
         path = write_predictions(output or "predictions.csv", loader.paths, batches, getattr(model, "class_names", []))
@@ -181,7 +182,7 @@ class IncrementalTrainer(Trainer):
         _compat.connect(self, model)
         self.strategy.setup_environment()
         if ckpt_path == "last":
-            ckpt_path = self._last_checkpoint()
+            ckpt_path = self._last_checkpoint(go_on=type(model).__name__)
         path = _compat.select_checkpoint(self, ckpt_path)
 
         def fit(epochs: int, max_steps: int, ckpt: Any) -> None:
@@ -194,18 +195,64 @@ class IncrementalTrainer(Trainer):
         driver = _Driver(self, model, datamodule, fit, test)
         driver.run(path, self.stop_after_task, self.evaluate_before_training)
 
-    def _last_checkpoint(self) -> str | None:
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Test as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
+        return super().test(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Validate as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
+        return super().validate(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
+
+    def _resolve(self, ckpt_path: str | Path | None) -> str | Path | None:
+        if ckpt_path != "last":
+            return ckpt_path
+        found = newest_checkpoint(self.default_root_dir)
+        if found is None:
+            raise FileNotFoundError(
+                f"`ckpt_path=last`: there is no checkpoints/last.ckpt below {self.default_root_dir}. Give the path of "
+                "a checkpoint, or the `default_root_dir` of the run."
+            )
+        return found
+
+    def _last_checkpoint(self, go_on: str) -> str | None:
         """The newest `last.ckpt` below the root; the run goes on in its folder."""
-        found = [p for p in Path(self.default_root_dir).glob("*/checkpoints/last.ckpt") if p.exists()]
-        found = self.strategy.broadcast(found)
-        if not found:
-            rank_zero_info(f"No checkpoint below {self.default_root_dir}: the run starts from its beginning.")
+        newest = self.strategy.broadcast(newest_checkpoint(self.default_root_dir))
+        if newest is None:
+            rank_zero_warn(f"There is no checkpoint below {self.default_root_dir}: the run starts from its beginning.")
             return None
-        newest = max(found, key=lambda p: p.stat().st_mtime)
+        saved = peek(newest)
+        method = saved.get("lightning_cil", {}).get("method", go_on)
+        if method != go_on:
+            raise ValueError(
+                f"`ckpt_path=last` finds {newest}, which is a run of {method}, and the method given is {go_on}. Give "
+                "each method its own `default_root_dir`, or name the checkpoint to branch from it into a new folder."
+            )
         name = newest.parent.parent.name
         if isinstance(self.logger, RunLogger) and name.startswith("version_") and name[8:].isdecimal():
-            self.logger.resume(int(name[8:]), int(peek(newest)["global_step"]))
+            self.logger.resume(int(name[8:]), int(saved["global_step"]))
         return str(newest)
+
+
+def newest_checkpoint(root: str | Path) -> Path | None:
+    """The `checkpoints/last.ckpt` below a folder, at any depth, that was written last."""
+    found = [p for p in Path(root).rglob("checkpoints/last.ckpt") if p.exists()]
+    return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
 def fit_stream(
@@ -315,7 +362,18 @@ class _Driver:
             saved = peek(ckpt_path)
             datamodule.load_state_dict(saved.get(type(datamodule).__qualname__, {}))
             state.load_state_dict(saved["callbacks"][STATE_KEY])
+            written_by = saved.get("lightning_cil", {}).get("method", type(module).__name__)
+            if written_by != type(module).__name__:
+                rank_zero_warn(
+                    f"{ckpt_path} was written by {written_by} and goes on with {type(module).__name__}: the matrix "
+                    "mixes both, and results.json names the second. Take another checkpoint if that is not wanted."
+                )
             ckpt = ckpt_path
+            given = os.environ.get("PL_GLOBAL_SEED")
+            if given is not None and int(given) != state.seed:
+                rank_zero_warn(
+                    f"The run goes on with its own seed, {state.seed}; the seed given here, {given}, is not used."
+                )
         module.begin_stream(tasks, state.seed)
         module.class_names = list(datamodule.class_names)
         call_hook(trainer, module, "on_stream_start", bool(ckpt))
@@ -331,12 +389,12 @@ class _Driver:
             rank_zero_info(f"Going on inside task {state.task}, stage {state.stage} of {ckpt_path}")
         elif evaluate_before:
             self._evaluate(row=-1)
-        for task in tasks[first:]:
+        end = len(tasks) if stop_after_task is None else stop_after_task + 1
+        for task in tasks[first:end]:
             self._run_task(task, ckpt if resumed else None)
             resumed = False
-            if task.index == stop_after_task:
-                break
         call_hook(trainer, module, "on_stream_end")
+        state.current_task = state.current_stage = None
 
     def _run_task(self, task: Task, ckpt: Any) -> None:
         trainer, module, state = self.trainer, self.module, self.state

@@ -163,3 +163,98 @@ def test_debug_shows_the_traceback(run_cli: RunCli, tmp_path: Path) -> None:
     code, _, err = run_cli("fit", "--config", "examples/quickstart.yaml", "--ckpt_path", "no.ckpt", "--debug")
     assert code == 1
     assert "Traceback" in err
+
+
+def test_a_class_beside_the_config_is_found(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    (tmp_path / "mine_at_hand.py").write_text("from lightning_cil.methods import FineTune\nclass Mine(FineTune): ...\n")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    code, out, err = run_cli(
+        "fit", "--config", "examples/quickstart.yaml", "--model", "mine_at_hand.Mine", "--trainer.fast_dev_run", "true"
+    )
+    assert code == 0, out + err
+
+
+def test_going_on_with_another_method_is_said(run_cli: RunCli, tmp_path: Path) -> None:
+    run = fit(run_cli, tmp_path, *FAST, "--model", "FineTune", "--stop_after_task", "0")
+    with pytest.warns(UserWarning, match="was written by FineTune and goes on with ER"):
+        fit(run_cli, tmp_path, *FAST, "--ckpt_path", str(run / "checkpoints" / "task_0.ckpt"))
+
+
+@pytest.mark.parametrize("logger", ["false", "CSVLogger"])
+def test_last_is_found_with_any_logger(run_cli: RunCli, tmp_path: Path, logger: str) -> None:
+    options = [*FAST, "--trainer.default_root_dir", tmp_path, "--trainer.logger", logger]
+    options += ["--trainer.logger.save_dir", tmp_path] if logger != "false" else []
+    command = ("fit", "--config", "examples/quickstart.yaml", *options)
+    assert run_cli(*command, "--stop_after_task", "1").code == 0
+    code, out, err = run_cli(*command, "--ckpt_path", "last")
+    assert code == 0, err
+    assert "task 1/5" not in out
+    assert "task 3/5" in out
+
+
+def test_last_without_a_checkpoint_is_said(run_cli: RunCli, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="There is no checkpoint below"):
+        fit(
+            run_cli, tmp_path, *FAST, "--ckpt_path", "last", "--trainer.fast_dev_run", "false", "--stop_after_task", "0"
+        )
+    code, _, err = run_cli(
+        "test", "--config", "examples/quickstart.yaml", "--trainer.default_root_dir", tmp_path / "no", "--ckpt_path",
+        "last",
+    )  # fmt: skip
+    assert code == 1
+    assert "no checkpoints/last.ckpt below" in err
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_an_untrained_network_is_not_scored(run_cli: RunCli, tmp_path: Path, command: str) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    extra = ["--images", tmp_path] if command == "predict" else []
+    code, _, err = run_cli(
+        command, "--config", "examples/quickstart.yaml", "--trainer.default_root_dir", tmp_path / "r", *extra
+    )
+    assert code == 1
+    assert "has learned no class yet" in err
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_a_resumed_run_keeps_its_first_config_and_names_differences(run_cli: RunCli, tmp_path: Path) -> None:
+    run = fit(run_cli, tmp_path, *FAST, "--stop_after_task", "0")
+    first = (run / "config.yaml").read_text()
+    code, out, err = run_cli(
+        "fit", "--config", "examples/quickstart.yaml", "--trainer.default_root_dir", tmp_path, *FAST, "--ckpt_path",
+        "last", "--model.init_args.ce_scope", "task", "--stop_after_task", "1",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "`model.init_args.ce_scope` is task here and seen in" in out
+    assert (run / "config.yaml").read_text() == first
+    assert yaml.safe_load((run / "config_resumed_1.yaml").read_text())["model"]["init_args"]["ce_scope"] == "task"
+    code, _, err = run_cli(
+        "fit", "--config", "examples/quickstart.yaml", "--trainer.default_root_dir", tmp_path, "--model", "FineTune",
+        "--ckpt_path", "last",
+    )  # fmt: skip
+    assert code == 1
+    assert "which is a run of ER, and the method given is FineTune" in err
+
+
+def test_stopping_at_a_task_that_is_done_trains_nothing(run_cli: RunCli, tmp_path: Path) -> None:
+    run = fit(run_cli, tmp_path, *FAST, "--stop_after_task", "2")
+    ckpt = str(run / "checkpoints" / "task_2.ckpt")
+    code, out, err = run_cli(
+        "fit", "--config", "examples/quickstart.yaml", "--trainer.default_root_dir", tmp_path / "b", *FAST,
+        "--ckpt_path", ckpt, "--stop_after_task", "1",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "task 4/5" not in out
+
+
+def test_validate_sees_all_tasks_of_the_checkpoint_and_needs_held_out_data(run_cli: RunCli, tmp_path: Path) -> None:
+    run = fit(run_cli, tmp_path, *FAST, "--data.init_args.val_fraction", "0.2", "--stop_after_task", "1")
+    ckpt = ("--ckpt_path", str(run / "checkpoints" / "task_1.ckpt"))
+    code, out, err = run_cli("validate", "--config", run / "config.yaml", *ckpt)
+    assert code == 0, err
+    assert "DataLoader 1" in out
+    assert "DataLoader 2" not in out
+    code, _, err = run_cli("validate", "--config", run / "config.yaml", *ckpt, "--data.init_args.val_fraction", "0.0")
+    assert code == 1

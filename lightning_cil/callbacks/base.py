@@ -15,7 +15,7 @@ class StreamCallback(Callback):
 
     In the order of a task::
 
-    on_stream_start                                              once for a run
+        on_stream_start                                              once for a run
         on_task_start                                            once, the head still has its old size
             setup_stage, on_stage_start, <a complete fit>, on_stage_end    for each stage
         on_task_end                                              model on the device, before the evaluation

@@ -144,7 +144,16 @@ class IncrementalDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> list[StreamLoader]:
         """Held-out data, one loader for each task up to the current one; none when nothing is held out."""
-        seen = self.tasks[: self.task.index + 1] if len(self._val_indices) else []
+        num_seen = self.task.index + 1
+        if self.trainer is not None and self.trainer.state.fn == "validate":  # a checkpoint's module, outside a stream
+            if not len(self._val_indices):
+                raise ValueError(
+                    f"`val_fraction={self.val_fraction}` holds nothing out to validate on. Validate with the data "
+                    "settings of a run that held some out, or use `test`."
+                )
+            sizes = getattr(getattr(self.trainer.lightning_module, "head", None), "sizes", None)
+            num_seen = len(sizes) if sizes is not None else num_seen
+        seen = self.tasks[:num_seen] if len(self._val_indices) else []
         return [self._loader("train", self._of_task(self._val_indices, "train", t.index)) for t in seen]
 
     def test_dataloader(self) -> list[StreamLoader]:

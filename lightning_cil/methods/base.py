@@ -182,8 +182,24 @@ class IncrementalModule(LightningModule, ABC):
             self.begin_stream(datamodule.tasks, self.head.seed)
             self.class_names = self.class_names or list(datamodule.class_names)
 
+    def _check_learned(self) -> None:
+        if not self.head.num_classes and self._row is None:
+            raise ValueError(
+                f"{type(self).__name__} has learned no class yet, so there is nothing to evaluate. Give the "
+                "checkpoint of a run as `ckpt_path` (on the command line `--ckpt_path`)."
+            )
+
+    def on_validation_start(self) -> None:
+        """Refuse a network without outputs."""
+        self._check_learned()
+
+    def on_predict_start(self) -> None:
+        """Refuse a network without outputs."""
+        self._check_learned()
+
     def on_test_start(self) -> None:
         """Start counting anew."""
+        self._check_learned()
         if not self.tasks:
             raise RuntimeError(
                 f"{type(self).__name__} does not know the stream's tasks. Test it with an `IncrementalDataModule`."
