@@ -53,7 +53,7 @@ def test_print_config_holds_every_hyperparameter(run_cli: RunCli) -> None:
     config = yaml.safe_load(out)
     assert config["model"]["init_args"]["temperature"] == 2.0
     assert config["model"]["init_args"]["backbone"]["name"] == "small_cnn"
-    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.05
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.02
 
 
 def test_defaults_reach_the_config_without_any_file(run_cli: RunCli) -> None:
