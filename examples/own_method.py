@@ -4,7 +4,7 @@ In Python:           python examples/own_method.py
 By the command line: PYTHONPATH=examples lightning-cil fit --config examples/own_method.yaml
 
 `class_path: own_method.MyMethod` is an import path: the folder of this file must be on Python's path. `PYTHONPATH=…`
-puts it there; `cd examples; python -m lightning_cil fit --config own_method.yaml` does without.
+puts it there; `cd examples; lightning-cil fit --config own_method.yaml` does without.
 """
 
 import json
