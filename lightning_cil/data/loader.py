@@ -1,8 +1,11 @@
 """Order, shard, batch: one stateful loader for in-memory and for on-disk images.
 
 Global batch i of an epoch is `order[i * B * W : (i + 1) * B * W]`, rank r takes its slice, so that one process
-with batch W·B and W ranks with batch B see the same data. The order is a function of (seed, epoch); the state is
-{epoch, position} and the same on every rank; augmentation keys are functions of (seed, epoch, index).
+with batch W·B and W ranks with batch B see the same data. In training all shares are equal, as every rank's gradient
+and every collective of a step count the same: a set smaller than one global batch leaves out up to W - 1 samples,
+other ones in each epoch, and one of fewer samples than ranks repeats some. In evaluation every sample comes exactly
+once. The order is a function of (seed, epoch); the state is {epoch, position} and the same on every rank;
+augmentation keys are functions of (seed, epoch, index).
 """
 
 import math
@@ -25,8 +28,8 @@ class StreamLoader:
         targets: Incremental label of every image of the split, long.
         task_of: Task of every incremental label, long.
         batch_size: Samples of a batch on each rank.
-        shuffle: Training: shuffled, augmented (`key` in the batch), and an incomplete last batch is left out.
-            Otherwise in order, everything exactly once.
+        shuffle: Training: shuffled, augmented (`key` in the batch), equal shares, and an incomplete last batch is left
+            out. Otherwise in order, everything exactly once.
         seed: Selects order and augmentation.
         rank: This process.
         world_size: Number of processes.
@@ -102,8 +105,9 @@ class StreamLoader:
         return [self._slice(order[i * size : (i + 1) * size]) for i in range(start, self.epoch_length())]
 
     def _slice(self, batch: Tensor) -> Tensor:
-        if self.shuffle and len(batch) < self.world_size:  # fewer samples than ranks: nobody goes without
-            batch = batch.repeat(math.ceil(self.world_size / len(batch)))[: self.world_size]
+        if self.shuffle:
+            share = max(1, len(batch) // self.world_size)
+            batch = batch.repeat(math.ceil(self.world_size / len(batch)))[: share * self.world_size]
         return batch.tensor_split(self.world_size)[self.rank]
 
     def keys(self, indices: Tensor, epoch: int) -> Tensor | None:

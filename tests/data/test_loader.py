@@ -173,15 +173,15 @@ def test_ranks_share_the_batches_of_one_process(count, world, batch_size, shuffl
         assert {len(share) for share in shares} == {len(batches)} == {len(rank) for rank in ranks}
         for whole, *parts in zip(batches, *shares, strict=True):
             joined = {name: torch.cat([part[name] for part in parts]) for name in whole}
-            if shuffle and count < world:
-                assert [len(part["index"]) for part in parts] == [1] * world
-                assert joined["index"].tolist() == [whole["index"][r % count].item() for r in range(world)]
+            sizes = [len(part["index"]) for part in parts]
+            assert max(sizes) <= batch_size
+            if shuffle:  # equal shares, also of a set that is smaller than one batch
+                assert sizes == [max(1, min(count, batch_size * world) // world)] * world
+                rows = torch.arange(sum(sizes)) % len(whole["index"])
+                assert equal(joined, {name: column[rows] for name, column in whole.items()})
             else:
                 assert equal(joined, whole)
-                sizes = [len(part["index"]) for part in parts]
                 assert max(sizes) - min(sizes) <= 1
-                assert max(sizes) <= batch_size
-                assert not shuffle or min(sizes) >= 1
         assert len({json.dumps(rank.state_dict()) for rank in [together, *ranks]}) == 1
 
 
