@@ -8,9 +8,12 @@ Read against lightning 2.6.6.
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 PRIVATE_NAMES = {
@@ -26,6 +29,8 @@ PRIVATE_NAMES = {
         "restore_callbacks",
         "restore_precision_plugin_state",
     ],
+    "model_parallel_strategy": ["_tensor_parallel_size"],
+    "subprocess_launcher": ["procs"],
 }
 """Checked by the contract test: owner -> attributes."""
 
@@ -115,6 +120,20 @@ def restore_finished_task(trainer: Trainer, ckpt_path: Any) -> None:
         stack += [child for child in vars(current).values() if hasattr(child, "_loaded_from_state_dict")]
     connector.resume_end()
     connector._ckpt_path = None
+
+
+def launcher_kind(trainer: Trainer) -> Literal["subprocess", "multiprocessing", "none"]:
+    """How the trainer starts its other processes: by running the command again, by spawn or fork, or not at all."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        return "multiprocessing"
+    return "subprocess" if isinstance(launcher, _SubprocessScriptLauncher) else "none"
+
+
+def tensor_parallel_size(strategy: ModelParallelStrategy) -> int:
+    """Over how many processes layers would be split."""
+    size = strategy._tensor_parallel_size
+    return strategy.num_processes if size == "auto" else size
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ class StreamCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own warns when it is given arguments by a console script."""
         self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; factories then hold their class and arguments only, not the parser and the trainer."""
+        super().instantiate_classes()
+        for owner in (self.model, self.datamodule, *self.trainer.callbacks):
+            for name, value in vars(owner).items():
+                if isinstance(value, partial) and value.args and inspect.isclass(value.args[0]):
+                    setattr(owner, name, partial(*value.args, **value.keywords))
 
     def _parse_ckpt_path(self) -> None:
         """The command line and the configs win over a checkpoint's hyper-parameters; differences are named.

@@ -35,6 +35,10 @@ class RunLogger(CSVLogger):
         self._version = version
         self._resume_step = step
 
+    def choose_folder(self) -> None:
+        """Fix the number of the run folder now, before this logger is copied to other processes."""
+        self._version = self.version
+
     @property
     def experiment(self) -> Any:
         """The writer; on other ranks than 0 a dummy."""

@@ -22,7 +22,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch import callbacks as stock
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_cil import _compat
@@ -39,6 +38,7 @@ from lightning_cil.callbacks.summary import StreamSummary
 from lightning_cil.callbacks.teacher import Teacher
 from lightning_cil.data.base import IncrementalDataModule
 from lightning_cil.data.predict import FolderLoader, write_predictions
+from lightning_cil.launch import check_strategy, launching
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.run_logger import RunLogger
 from lightning_cil.types import SCENARIOS, Stage, Task
@@ -124,7 +124,16 @@ class IncrementalTrainer(Trainer):
         """
         if stop_after_task is not None:
             self.stop_after_task = stop_after_task
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        stream = datamodule if datamodule is not None else train_dataloaders
+        if isinstance(stream, IncrementalDataModule):
+            check_strategy(self.strategy)
+            if _compat.launcher_kind(self) == "multiprocessing":  # the run folder is chosen here, where it is asked for
+                if ckpt_path == "last":
+                    ckpt_path = self._last_checkpoint(go_on=type(model).__name__)
+                if isinstance(self.logger, RunLogger):
+                    self.logger.choose_folder()
+        with launching(self):
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def predict(
         self,
@@ -152,12 +161,16 @@ class IncrementalTrainer(Trainer):
         if images is None or model is None or not isinstance(datamodule, IncrementalDataModule):
             if images is not None:
                 raise ValueError("`images` needs a model and an `IncrementalDataModule`, which says how to read them.")
-            return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+            with launching(self):
+                return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
         ckpt_path = self._resolve(ckpt_path)
         loader = FolderLoader(datamodule, images)
-        batches: Any = super().predict(model, loader, None, True, ckpt_path, weights_only)
-        path = write_predictions(output or "predictions.csv", loader.paths, batches, getattr(model, "class_names", []))
-        print(f"{len(loader.paths)} images classified: {path}")
+        with launching(self):
+            batches: Any = super().predict(model, loader, None, True, ckpt_path, weights_only)
+        if self.is_global_zero:
+            names = getattr(model, "class_names", [])
+            path = write_predictions(output or "predictions.csv", loader.paths, batches, names)
+            print(f"{len(loader.paths)} images classified: {path}")
         return batches
 
     def _fit_impl(
@@ -205,7 +218,8 @@ class IncrementalTrainer(Trainer):
         weights_only: bool | None = None,
     ) -> Any:
         """Test as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
-        return super().test(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
+        with launching(self):
+            return super().test(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
 
     def validate(
         self,
@@ -217,7 +231,8 @@ class IncrementalTrainer(Trainer):
         weights_only: bool | None = None,
     ) -> Any:
         """Validate as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
-        return super().validate(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
+        with launching(self):
+            return super().validate(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
 
     def _resolve(self, ckpt_path: str | Path | None) -> str | Path | None:
         if ckpt_path != "last":
@@ -279,7 +294,8 @@ def fit_stream(
         ValueError: For trainers on which a second `fit` would go wrong silently.
     """
     _check_module(module)
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    check_strategy(trainer.strategy)
+    if _compat.launcher_kind(trainer) == "multiprocessing":
         raise ValueError(
             "`fit_stream` got a trainer with a spawn, fork or notebook launcher, which can fit once only; expected "
             "strategy='auto' or 'ddp'. Use `IncrementalTrainer(...).fit(module, datamodule)` with this strategy."

@@ -1,0 +1,211 @@
+"""The processes of a run: which strategies can train a stream, how processes start, and that all end when one dies.
+
+| launcher | who starts the other processes | who notices that one died |
+|---|---|---|
+| `ddp` | rank 0 runs the command again | a thread of rank 0; in the others one that watches rank 0 |
+| `ddp_spawn`, `ddp_fork`, `ddp_notebook` | the first process, which is no rank | the first process, when it joins them |
+| torchrun, SLURM | the cluster's own | its agent; `srun --kill-on-bad-exit` |
+"""
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from subprocess import Popen
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+    XLAStrategy,
+)
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from lightning_cil import _compat
+from lightning_cil._pickling import functions_by_value
+
+LAUNCHER_PID = "LIGHTNING_CIL_LAUNCHER_PID"
+"""Set by rank 0 for the processes that it starts, so that they know whom to watch."""
+
+POLL = 1.0
+"""Seconds between two looks at the other processes."""
+
+GRACE = 5.0
+"""Seconds in which a process may end by an error of its own, before it is ended."""
+
+GO_ON = "To go on from the newest checkpoint, give the same command with `--ckpt_path last`."
+
+
+class ProcessDiedError(RuntimeError):
+    """One of the run's processes ended before the run did."""
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse a strategy under which a stream would go wrong.
+
+    Args:
+        strategy: The trainer's.
+
+    Raises:
+        ValueError: For FSDP1, DeepSpeed, XLA, and tensor parallelism.
+    """
+    name = type(strategy).__name__
+    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy | XLAStrategy):
+        raise ValueError(
+            f"`strategy={name}` cannot train a stream: it wraps the network once, and a stream grows and freezes it "
+            "between stages. Expected one process, 'ddp' (or 'ddp_spawn', 'ddp_fork', 'ddp_notebook'), or, to shard "
+            "the weights, `ModelParallelStrategy` (FSDP2) with `data_parallel_size` processes and "
+            "`tensor_parallel_size: 1`. Runs branch between them at any task: `--stop_after_task k` under one, then "
+            "`--ckpt_path …/task_k.ckpt` under the other."
+        )
+    if isinstance(strategy, ModelParallelStrategy):
+        size = _compat.tensor_parallel_size(strategy)
+        if size != 1:
+            raise ValueError(
+                f"`strategy={name}` with `tensor_parallel_size={size}`: the methods split no layer over processes, "
+                f"each trains on data of its own. Expected `data_parallel_size: {strategy.num_processes * strategy.num_nodes}` "
+                "(all processes) and `tensor_parallel_size: 1`."
+            )
+    elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        rank_zero_warn(f"`strategy={name}` was never tried with a stream, which wraps the network anew in each stage.")
+
+
+@contextmanager
+def launching(trainer: Trainer) -> Iterator[None]:
+    """Inside, the trainer starts its processes; when one of them dies, the others end with a message.
+
+    Raises:
+        TypeError: When something cannot be sent to a spawned process.
+        ProcessDiedError: In the process that noticed.
+    """
+    kind = _compat.launcher_kind(trainer)
+    done = threading.Event()
+    if kind == "subprocess":
+        os.environ[LAUNCHER_PID] = str(os.getpid())
+        _launchers[:] = [trainer.strategy.launcher]
+    if _launchers:
+        _start(_watch_children, done)
+    elif os.environ.get(LAUNCHER_PID) == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0":
+        _start(_watch_parent, os.getppid(), trainer.global_rank, done)
+    try:
+        with functions_by_value():
+            yield
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        raise ProcessDiedError(_joined_message(error)) from error
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        if kind != "multiprocessing" or "pickle" not in str(error):
+            raise
+        raise TypeError(
+            "This strategy sends the trainer with its callbacks, the method and the data to new processes, and "
+            f"something in them cannot be sent: {error}. Define it at the top level of a module, or use "
+            "`strategy='ddp'`, which sends nothing: every process runs the command from its beginning."
+        ) from error
+    except RuntimeError as error:
+        if trainer.world_size == 1 or not _is_lost_connection(str(error)):
+            raise
+        dead = _wait_for_death(GRACE)
+        if dead:
+            raise ProcessDiedError(f"{dead}, so that the run cannot go on. {GO_ON}") from error
+        raise ProcessDiedError(_lost(trainer.global_rank)) from error
+    finally:
+        done.set()
+        if sys.exc_info()[0] is not None:  # without this process the others would wait for it
+            _wait_until(lambda: all(code is not None for code in _exit_codes().values()), GRACE)
+            _kill_children()
+
+
+_launchers: list[Any] = []
+"""Rank 0: what started the other processes, which serve every trainer of the script."""
+
+
+def _exit_codes() -> dict[int, int | None]:
+    """Rank 0: how the other processes of this node ended, by rank."""
+    started: list[Popen[bytes]] = _launchers[0].procs if _launchers else []
+    return {rank: process.poll() for rank, process in enumerate(started, 1)}
+
+
+def _dead(*, clean: bool) -> str:
+    """Who ended, and how; `clean`: also without an error."""
+    ended = [(rank, code) for rank, code in _exit_codes().items() if code is not None and (code != 0 or clean)]
+    return ", ".join(f"rank {rank} ended ({_exit(code)})" for rank, code in ended)
+
+
+def _wait_until(condition: Callable[[], Any], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def _wait_for_death(seconds: float) -> str:
+    if _launchers:
+        _wait_until(lambda: _dead(clean=True), seconds)
+    return _dead(clean=True)
+
+
+def _kill_children() -> None:
+    for launcher in _launchers:
+        for process in launcher.procs:
+            process.kill()
+
+
+def _start(target: Any, *args: Any) -> None:
+    threading.Thread(target=target, args=args, daemon=True, name="lightning-cil watch").start()
+
+
+def _watch_children(done: threading.Event) -> None:
+    """Rank 0: a process that died leaves the others waiting for it, on a GPU for minutes."""
+    while not done.wait(POLL):
+        dead = _dead(clean=False)
+        if dead and not done.wait(GRACE):  # else this process noticed by itself, and says so
+            _kill_children()
+            _end(f"{dead}; all processes of the run are ended. {GO_ON}")
+
+
+def _watch_parent(parent: int, rank: int, done: threading.Event) -> None:
+    """Other ranks: without rank 0 nobody would end them."""
+    while not done.wait(POLL):
+        if os.getppid() != parent and not done.wait(3 * GRACE):
+            _end(f"rank 0 (process {parent}) ended, so that rank {rank} ends too. {GO_ON}")
+
+
+def _end(message: str) -> None:
+    print(f"lightning-cil: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)  # the main thread may hang in a collective and hears nothing
+
+
+def _joined_message(error: ProcessExitedException | ProcessRaisedException) -> str:
+    if isinstance(error, ProcessExitedException):
+        return f"rank {error.error_index} ended ({_exit(error.exit_code)}), and the others with it. {GO_ON}"
+    lines = str(error).strip().splitlines()
+    code = [i for i, line in enumerate(lines) if line.startswith("  ")]
+    message = "\n".join(lines[code[-1] + 1 :] if code else lines[-1:])
+    return _lost(error.error_index) if _is_lost_connection(message) else f"rank {error.error_index}: {message}"
+
+
+def _lost(rank: int) -> str:
+    return f"rank {rank} lost its connection to another process of the run, which must have ended. {GO_ON}"
+
+
+def _exit(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _is_lost_connection(message: str) -> bool:
+    signs = ("gloo", "nccl", "connection closed", "connection reset", "connection was", "failed to recv", "tcpstore")
+    return any(sign in message.lower() for sign in signs)
