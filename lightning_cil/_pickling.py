@@ -18,11 +18,11 @@ from typing import Any
 @contextmanager
 def functions_by_value() -> Iterator[None]:
     """Inside, processes that are started are sent functions that have no name to look up."""
-    ForkingPickler.reducer_override = _reduce  # type: ignore[attr-defined]
+    ForkingPickler.reducer_override = _reduce  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        del ForkingPickler.reducer_override  # type: ignore[attr-defined]
+        del ForkingPickler.reducer_override
 
 
 def _reduce(pickler: ForkingPickler, value: Any) -> Any:

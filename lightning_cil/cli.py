@@ -72,10 +72,10 @@ class StreamCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build everything; factories then hold their class and arguments only, not the parser and the trainer."""
         super().instantiate_classes()
-        for owner in (self.model, self.datamodule, *self.trainer.callbacks):
+        for owner in (self.model, self.datamodule, *self.trainer.callbacks):  # type: ignore[attr-defined]
             for name, value in vars(owner).items():
                 if isinstance(value, partial) and value.args and inspect.isclass(value.args[0]):
-                    setattr(owner, name, partial(*value.args, **value.keywords))
+                    setattr(owner, name, partial(value.args[0], *value.args[1:], **value.keywords))
 
     def _parse_ckpt_path(self) -> None:
         """The command line and the configs win over a checkpoint's hyper-parameters; differences are named.

@@ -3,7 +3,7 @@
 | launcher | who starts the other processes | who notices that one died |
 |---|---|---|
 | `ddp` | rank 0 runs the command again | a thread of rank 0; in the others one that watches rank 0 |
-| `ddp_spawn`, `ddp_fork`, `ddp_notebook` | the first process, which is no rank | the first process, when it joins them |
+| `ddp_spawn`, `ddp_fork`, `ddp_notebook` | a process that is no rank | that process, when it joins them |
 | torchrun, SLURM | the cluster's own | its agent; `srun --kill-on-bad-exit` |
 """
 
@@ -26,10 +26,10 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
-    XLAStrategy,
 )
+from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from lightning_cil import _compat
 from lightning_cil._pickling import functions_by_value
@@ -73,8 +73,8 @@ def check_strategy(strategy: Strategy) -> None:
         if size != 1:
             raise ValueError(
                 f"`strategy={name}` with `tensor_parallel_size={size}`: the methods split no layer over processes, "
-                f"each trains on data of its own. Expected `data_parallel_size: {strategy.num_processes * strategy.num_nodes}` "
-                "(all processes) and `tensor_parallel_size: 1`."
+                f"each trains on data of its own. Expected `tensor_parallel_size: 1` and `data_parallel_size: "
+                f"{strategy.num_processes * strategy.num_nodes}`, all processes."
             )
     elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
         rank_zero_warn(f"`strategy={name}` was never tried with a stream, which wraps the network anew in each stage.")

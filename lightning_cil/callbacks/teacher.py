@@ -104,12 +104,14 @@ class Teacher(StreamCallback):
 
 
 def _frozen_copy(module: LightningModule) -> nn.Module:
-    # what the parts refer to but do not own stays shared: a config's optimizer factory holds the trainer and the data
+    # What the parts refer to but do not own stays shared, such as an optimizer factory. Their own methods do not: DDP
+    # leaves `forward` behind as an attribute, and through the original's the copy would answer as the trained model.
     memo = {
         id(value): value
         for part in module.modules()
         for value in vars(part).values()
-        if (callable(value) and not isinstance(value, nn.Module)) or isinstance(value, LightningDataModule)
+        if (callable(value) and not isinstance(value, nn.Module) and getattr(value, "__self__", None) is not part)
+        or isinstance(value, LightningDataModule)
     }
     network: nn.Module = copy.deepcopy(module, memo)
     return network.eval().requires_grad_(False)

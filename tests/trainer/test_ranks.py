@@ -1,0 +1,152 @@
+"""Two ranks (gloo, forked) train what one process with the same global batch trains."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_cil import IncrementalTrainer, Stage, Task
+from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCallback
+from lightning_cil.data import ImageFolderTasks, SplitDigits
+from lightning_cil.methods import ER, FineTune, IncrementalModule, LwF
+from lightning_cil.networks import Backbone
+from tests.data import formats
+from tests.streams import fit, make, results, weights_hash
+
+RANKS = {"devices": 2, "strategy": "ddp_fork"}
+
+
+class Ranks(StreamCallback):
+    """Each rank writes the hash of its weights after every stage, and of its buffer after every task."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def on_stage_end(self, trainer: Any, module: Any, task: Task, stage: Stage) -> None:
+        self.note(trainer, f"{task.index} {stage.name}", weights_hash(module), trainer.global_step)
+
+    def on_task_scored(self, trainer: Any, module: Any, task: Task) -> None:
+        for buffer in (c for c in trainer.callbacks if isinstance(c, ReplayBuffer)):
+            self.note(trainer, f"{task.index} buffer", buffer.digest(), len(buffer))
+
+    def note(self, trainer: Any, *row: Any) -> None:
+        with (self.folder / f"rank_{trainer.global_rank}").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self, rank: int) -> list[list[Any]]:
+        return [json.loads(line) for line in (self.folder / f"rank_{rank}").read_text().splitlines()]
+
+
+class Staged(FineTune):
+    """Head, a part of the body, everything: each stage trains other parameters."""
+
+    def stages(self, task: Task) -> list[Stage]:
+        return [Stage("head", 1, train=["head.*"]), Stage("part", 1, train=["backbone.conv2.*"]), Stage("all", 1)]
+
+
+def both(
+    root: Path, method: Any, sizes: list[int], batch: int = 16, callbacks: Any = list, **options: Any
+) -> tuple[tuple[IncrementalTrainer, IncrementalModule], tuple[IncrementalTrainer, IncrementalModule], Ranks]:
+    """The run of one process with batch 2·B, that of two with batch B, and what their ranks noted."""
+    found = []
+    ranks = Ranks(root / "ranks")
+    for name, size, more, extra in (("one", 2 * batch, {}, []), ("two", batch, RANKS, [ranks])):
+        module = method()
+        data = SplitDigits(sizes=sizes, batch_size=size)
+        found.append((fit(root / name, module, data, [*callbacks(), *extra], **more, **options), module))
+    return found[0], found[1], ranks
+
+
+CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "ER": (lambda: make(ER), lambda: [ReplayBuffer(total=50)], {}),
+    "ER, every batch": (lambda: make(ER), lambda: [ReplayBuffer(total=50, update="batch")], {}),
+    "ER, herding": (lambda: make(ER), lambda: [ReplayBuffer(per_class=5, selection="herding")], {}),
+    "LwF": (lambda: make(LwF), list, {}),
+    "LwF, accumulated": (lambda: make(LwF), list, {"accumulate_grad_batches": 2}),
+    "staged": (lambda: make(Staged), list, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_train_what_one_process_trains(tmp_path: Path, case: str) -> None:
+    method, callbacks, options = CASES[case]
+    (one, ours), (two, theirs), ranks = both(tmp_path, method, [4, 3, 3], callbacks=callbacks, **options)
+    assert ranks.rows(0) == ranks.rows(1)
+    assert len(ranks.rows(0)) >= 3
+    for name, value in ours.state_dict().items():  # the second from the forked processes to this one
+        assert torch.allclose(value, theirs.state_dict()[name], atol=1e-5, rtol=0), name
+    for key in ("matrix", "before_training"):
+        assert results(one)[key] == results(two)[key]
+    for k in range(3):
+        a, b = (torch.load(Path(t.log_dir or "") / f"checkpoints/task_{k}.ckpt", weights_only=True) for t in (one, two))
+        for name, value in a["state_dict"].items():
+            assert torch.allclose(value, b["state_dict"][name], atol=1e-5, rtol=0), (k, name)
+        stores = [c.get("lightning_cil.ReplayBuffer", {"store": {}})["store"] for c in (a, b)]
+        assert set(stores[0]) == set(stores[1])
+        assert all(stores[0][column].equal(stores[1][column]) for column in stores[0])
+
+
+def saved(trainer: IncrementalTrainer, name: str = "last") -> dict[str, Any]:
+    return torch.load(Path(trainer.log_dir or "") / f"checkpoints/{name}.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("update", ["task", "batch"])
+@pytest.mark.parametrize(("world", "train", "test"), [(2, 1, 1), (2, 3, 3), (3, 5, 2)])
+def test_tasks_smaller_than_a_batch_or_than_the_ranks(
+    tmp_path: Path, update: Any, world: int, train: int, test: int
+) -> None:
+    formats.write_image_folder(tmp_path / "images", train=train, test=test, size=16)
+    data = ImageFolderTasks(
+        tmp_path / "images", image_size=16, sizes=[1, 1, 2], batch_size=64, eval_batch_size=2, num_workers=2
+    )
+    ranks = Ranks(tmp_path / "ranks")
+    module = make(ER, backbone=Backbone("small_cnn"), epochs=2)
+    buffer = ReplayBuffer(total=5, update=update)
+    trainer = fit(tmp_path / "run", module, data, [buffer, ranks], devices=world, strategy="ddp_fork")
+    assert all(ranks.rows(0) == ranks.rows(rank) for rank in range(1, world))
+    buffers = [row for row in ranks.rows(0) if row[0].endswith("buffer")]
+    assert [row[2] for row in buffers][-1] == min(5, 4 * train)
+    counts = saved(trainer)["callbacks"]["StreamState"]["counts"]
+    for scenario in ("class_il", "task_il"):  # every test image once, in each row of the matrix
+        assert counts[scenario]["total"].tolist() == [[test, test, 2 * test]] * 4
+
+
+class WithBatchNorm(nn.Module):
+    num_features = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU())
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layers(image)
+
+
+def test_batch_norm_statistics_are_the_same_on_all_ranks(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path / "ranks")
+    module = make(ER, backbone=WithBatchNorm())
+    buffer = ReplayBuffer(per_class=4, selection="herding")  # by features, which see the statistics
+    fit(tmp_path / "run", module, SplitDigits(num_tasks=2), [buffer, ranks], limit_train_batches=0.3, **RANKS)
+    assert ranks.rows(0) == ranks.rows(1)
+    assert int(module.backbone.layers[2].num_batches_tracked) == ranks.rows(0)[-2][2]
+
+
+def test_ranks_stop_early_together_where_one_process_does(tmp_path: Path) -> None:
+    def stopping() -> list[Any]:
+        return [EarlyStopping(monitor="val/loss", patience=0, min_delta=0.15)]
+
+    counts = []
+    for name, size, more in (("one", 32, {}), ("two", 16, RANKS)):
+        ranks = Ranks(tmp_path / name / "ranks")
+        module = make(FineTune, epochs=6)
+        data = SplitDigits(num_tasks=2, val_fraction=0.13, batch_size=size, eval_batch_size=5)
+        trainer = fit(tmp_path / name, module, data, [*stopping(), ranks], **more)
+        counts.append([row[2] for row in ranks.rows(0)])
+        assert name == "one" or ranks.rows(0) == ranks.rows(1)
+        assert counts[-1][0] < 6 * (len(data.tasks) and 22)
+    assert counts[0] == counts[1]
+    assert results(trainer)["status"] == "complete"
