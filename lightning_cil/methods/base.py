@@ -225,8 +225,8 @@ class IncrementalModule(LightningModule, ABC):
         for scenario in SCENARIOS:
             correct, total = self.evaluation_counts(scenario)
             accuracy = (correct[seen] / total[seen])[:seen]
-            self.log_dict({f"test/{scenario}/task_{j}": a for j, a in enumerate(accuracy)})
-            self.log(f"test/{scenario}", accuracy.mean())
+            tasks = {f"test/{scenario}/task_{j}": a for j, a in enumerate(accuracy)}
+            self.log_dict({**tasks, f"test/{scenario}": accuracy.mean()}, sync_dist=True)  # the same on all ranks
 
     def _mask_other_tasks(self, logits: Tensor, task: Tensor) -> Tensor:
         """Set the logits of every class outside a sample's own task to -inf."""
@@ -252,7 +252,8 @@ class IncrementalModule(LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss`, `val/class_il`, `val/task_il` over all ranks."""
         loss, class_il, task_il, count = self.trainer.strategy.reduce(self._val_sums, reduce_op="sum").float()
-        self.log_dict({"val/loss": loss / count, "val/class_il": class_il / count, "val/task_il": task_il / count})
+        means = {"val/loss": loss / count, "val/class_il": class_il / count, "val/task_il": task_il / count}
+        self.log_dict(means, sync_dist=True)  # the same on all ranks
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Class probabilities `[B, seen]`, float32."""
