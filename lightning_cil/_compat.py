@@ -5,11 +5,14 @@ epoch counters and the global step going on, and a restore that takes over every
 Read against lightning 2.6.6.
 """
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
+from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -128,6 +131,11 @@ def launcher_kind(trainer: Trainer) -> Literal["subprocess", "multiprocessing", 
     if isinstance(launcher, _MultiProcessingLauncher):
         return "multiprocessing"
     return "subprocess" if isinstance(launcher, _SubprocessScriptLauncher) else "none"
+
+
+def metadata_file(ckpt_path: str | Path) -> Path:
+    """Where everything but the weights is: in the checkpoint, or, if it is sharded, in a file of its folder."""
+    return Path(ckpt_path, _METADATA_FILENAME) if os.path.isdir(ckpt_path) else Path(ckpt_path)
 
 
 def tensor_parallel_size(strategy: ModelParallelStrategy) -> int:

@@ -18,6 +18,7 @@ import lightning_cil.callbacks
 import lightning_cil.data
 import lightning_cil.methods
 import lightning_cil.schedulers
+from lightning_cil._compat import metadata_file
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.trainer import IncrementalTrainer, newest_checkpoint
@@ -86,10 +87,12 @@ class StreamCLI(LightningCLI):
         path = config.get("ckpt_path")
         if path == "last":
             path = newest_checkpoint(config.trainer.default_root_dir or "runs")
-        if not path or not Path(path).is_file():
+        if not path or not Path(path).exists():
             return
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
+            saved = torch.load(metadata_file(path), map_location="cpu", weights_only=True, mmap=True).get(
+                "hyper_parameters", {}
+            )
         except Exception:  # the trainer reads it again and says what is wrong with it
             return
         given = config.model.get("init_args", {})

@@ -395,6 +395,7 @@ class _Driver:
         call_hook(trainer, module, "on_stream_start", bool(ckpt))
         if ckpt and state.phase != "stage":
             module.grow_to(tasks[state.task])
+            module.configure_model()  # sharded checkpoints are read into sharded parameters
             _compat.restore_finished_task(trainer, ckpt)
             first, ckpt = state.task + 1, None
             rank_zero_info(f"Going on after task {state.task} of {ckpt_path}")
@@ -525,10 +526,10 @@ def peek(ckpt_path: str | Path) -> dict[str, Any]:
     """Read a stream checkpoint without its weights, which stay mapped on disk.
 
     Args:
-        ckpt_path: A checkpoint file of a stream.
+        ckpt_path: A checkpoint file of a stream, or the folder of a sharded one.
 
     Returns:
-        The checkpoint.
+        The checkpoint; of a sharded one what is not sharded: everything but weights and optimizers.
 
     Raises:
         FileNotFoundError: When there is no such file.
@@ -537,7 +538,8 @@ def peek(ckpt_path: str | Path) -> dict[str, Any]:
     if not os.path.exists(ckpt_path):
         raise FileNotFoundError(f"`ckpt_path={ckpt_path}`: no such file; expected a checkpoint or 'last'.")
     try:
-        saved = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+        path = _compat.metadata_file(ckpt_path)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         saved["callbacks"][STATE_KEY]
     except Exception as error:
         raise ValueError(

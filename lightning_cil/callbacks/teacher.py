@@ -1,6 +1,5 @@
 """`Teacher`: a frozen copy of the old model and its logits for every training batch."""
 
-import copy
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.stream_state import stream_state
 from lightning_cil.metrics.footprint import module_bytes
+from lightning_cil.networks import copy_unsharded
 from lightning_cil.types import Task
 
 CHECKPOINT_KEY = "lightning_cil.Teacher"
@@ -113,5 +113,5 @@ def _frozen_copy(module: LightningModule) -> nn.Module:
         if (callable(value) and not isinstance(value, nn.Module) and getattr(value, "__self__", None) is not part)
         or isinstance(value, LightningDataModule)
     }
-    network: nn.Module = copy.deepcopy(module, memo)
+    network = copy_unsharded(module, memo)
     return network.eval().requires_grad_(False)

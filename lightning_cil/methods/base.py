@@ -11,7 +11,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_cil.metrics import TaskMatrix
-from lightning_cil.networks import Backbone, CosineHead, LinearHead, MultiHead, feature_width, set_trainable
+from lightning_cil.networks import (
+    Backbone,
+    CosineHead,
+    LinearHead,
+    MultiHead,
+    feature_width,
+    set_trainable,
+    shard_children,
+    unsharded,
+)
 from lightning_cil.types import SCENARIOS, Batch, Scenario, Stage, StageLength, Task
 
 HeadKind = Literal["linear", "multi", "cosine"]
@@ -97,8 +106,14 @@ class IncrementalModule(LightningModule, ABC):
         """Give the head outputs for every class up to `task`; does nothing when it has them."""
         while self.head.num_classes < task.num_seen:
             size = self.tasks[len(self.head.sizes)].num_classes if self.tasks else task.num_classes
+            self.head = unsharded(self.head)
             self.head.grow(size)
         self.task = task
+
+    def configure_model(self) -> None:
+        """Under `ModelParallelStrategy` shard backbone and head (FSDP2); Lightning calls it in every run."""
+        if self.device_mesh is not None:
+            shard_children(self, self.device_mesh["data_parallel"])
 
     # ------------------------------------------------------------------ stream
 

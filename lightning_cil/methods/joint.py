@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_cil.losses import cross_entropy_over, task_masked_cross_entropy
 from lightning_cil.methods.base import HeadKind, IncrementalModule
-from lightning_cil.networks import Backbone, feature_width
+from lightning_cil.networks import Backbone, feature_width, unsharded
 from lightning_cil.types import Batch, Scenario, Stage, Task
 
 CHECKPOINT_KEY = "lightning_cil.Joint"
@@ -72,6 +72,7 @@ class Joint(IncrementalModule):
     def on_task_start(self, task: Task) -> None:
         """`cumulative`: forget what the last task's network learned."""
         if self._fresh:
+            self.backbone = unsharded(self.backbone)
             self.backbone.load_state_dict(self._fresh)
             self.head = type(self.head)(feature_width(self.backbone), seed=self.head.seed)
 

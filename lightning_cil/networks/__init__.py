@@ -4,6 +4,7 @@ from lightning_cil.networks.backbones import create_backbone, feature_width, loa
 from lightning_cil.networks.freezing import set_trainable
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
 from lightning_cil.networks.resnet_cifar import CifarResNet
+from lightning_cil.networks.sharding import copy_unsharded, shard_children, unsharded
 from lightning_cil.networks.small import SmallConvNet
 from lightning_cil.networks.spec import Backbone
 
@@ -14,8 +15,11 @@ __all__ = [
     "LinearHead",
     "MultiHead",
     "SmallConvNet",
+    "copy_unsharded",
     "create_backbone",
     "feature_width",
     "load_weights",
     "set_trainable",
+    "shard_children",
+    "unsharded",
 ]

@@ -1,0 +1,104 @@
+"""`ModelParallelStrategy` (FSDP2) trains a stream on two gloo ranks as one process does."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from lightning_cil import Stage, Task
+from lightning_cil.callbacks import ReplayBuffer, StreamCallback
+from lightning_cil.data import SplitDigits
+from lightning_cil.methods import ER, FineTune, LwF
+from lightning_cil.networks.sharding import is_sharded
+from tests.streams import fit, make, results
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def _rank(function: Callable[[], None], rank: int, world: int, port: int, log: Path) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), GROUP_RANK="0",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
+    )  # fmt: skip
+    try:
+        function()
+    except BaseException:
+        log.write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)
+
+
+def torchrun(function: Callable[[], None], log: Path, world: int = 2) -> None:
+    """Run a function in forked processes, with the environment that torchrun gives them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    logs = [log / f"rank_{rank}.log" for rank in range(world)]
+    ranks = [context.Process(target=_rank, args=(function, r, world, port, logs[r])) for r in range(world)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    for rank in ranks:
+        rank.kill()
+    assert [rank.exitcode for rank in ranks] == [0] * world, "\n".join(p.read_text() for p in logs if p.exists())
+
+
+class Staged(FineTune):
+    """Head, a part of the body, everything: each stage trains other parameters."""
+
+    def stages(self, task: Task) -> list[Stage]:
+        return [Stage("head", 1, train=["head.*"]), Stage("part", 1, train=["backbone.conv2.*"]), Stage("all", 1)]
+
+
+class Weights(StreamCallback):
+    """Whole weights of each rank after every stage."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+
+    def on_stage_end(self, trainer: Any, module: Any, task: Task, stage: Stage) -> None:
+        if trainer.world_size > 1:
+            assert is_sharded(module.backbone)
+            assert is_sharded(module.head)
+        whole = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in module.state_dict().items()}
+        torch.save(whole, self.folder / f"{task.index} {stage.name} {trainer.global_rank}")
+
+
+CASES: dict[str, tuple[Any, Any]] = {
+    "ER, herding": (ER, lambda: [ReplayBuffer(per_class=5, selection="herding")]),
+    "LwF": (LwF, list),
+    "staged": (Staged, list),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fsdp2_trains_what_one_process_trains(tmp_path: Path, case: str) -> None:
+    method, callbacks = CASES[case]
+
+    def train(name: str, size: int, **options: Any) -> Any:
+        watch = Weights(tmp_path / name / "weights")
+        data = SplitDigits(sizes=[4, 3, 3], batch_size=size)
+        return fit(tmp_path / name, make(method), data, [*callbacks(), watch], **options)
+
+    def sharded() -> None:
+        train("two" + os.environ["RANK"], 16, devices=2, strategy=ModelParallelStrategy(2, 1))
+
+    one = train("one", 32)
+    torchrun(sharded, tmp_path)
+    for path in (tmp_path / "one/weights").iterdir():
+        ours = torch.load(path)
+        name = path.name.removesuffix(" 0")
+        theirs = [torch.load(tmp_path / f"two{rank}/weights/{name} {rank}") for rank in (0, 1)]
+        for key, value in ours.items():
+            assert torch.equal(theirs[0][key], theirs[1][key]), (name, key)
+            assert torch.allclose(value, theirs[0][key], atol=1e-5, rtol=0), (name, key)
