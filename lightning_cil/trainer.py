@@ -29,6 +29,7 @@ from lightning_cil import _compat
 from lightning_cil._random import fold_seed
 from lightning_cil.callbacks.base import call_hook
 from lightning_cil.callbacks.checkpoint import StreamCheckpoint
+from lightning_cil.callbacks.finite_loss import FiniteLoss
 from lightning_cil.callbacks.freezing import StagedFreezing
 from lightning_cil.callbacks.progress import StreamProgressBar
 from lightning_cil.callbacks.random_state import RandomState
@@ -54,7 +55,7 @@ class IncrementalTrainer(Trainer):
 
     Args:
         callbacks: As in the stock Trainer; what a stream needs and the list lacks is added (`StreamState`,
-            `RandomState`, `StreamCheckpoint`, `ResultsWriter`, `StreamSummary`, `StreamProgressBar`).
+            `RandomState`, `FiniteLoss`, `StreamCheckpoint`, `ResultsWriter`, `StreamSummary`, `StreamProgressBar`).
         logger: As in the stock Trainer; by default CSV files in `default_root_dir/version_<n>`.
         default_root_dir: Where run folders are made; `runs` by default.
         enable_checkpointing: Whether checkpoints are written.
@@ -63,6 +64,7 @@ class IncrementalTrainer(Trainer):
         num_sanity_val_steps: Validation batches before every stage.
         stop_after_task: Index of the task after which the run ends, ready to be resumed from its checkpoint.
         evaluate_before_training: Whether the untrained network is scored (the row that forward transfer needs).
+        check_finite: Whether a loss that is NaN or infinite ends the run (`FiniteLoss`).
         **kwargs: All other arguments of the stock Trainer.
     """
 
@@ -78,6 +80,7 @@ class IncrementalTrainer(Trainer):
         num_sanity_val_steps: int | None = 0,
         stop_after_task: int | None = None,
         evaluate_before_training: bool = True,
+        check_finite: bool = True,
         **kwargs: Any,
     ) -> None:
         if stop_after_task is not None and stop_after_task < 0:
@@ -88,7 +91,9 @@ class IncrementalTrainer(Trainer):
             logger = RunLogger(root)
         bar = enable_progress_bar is not False and not kwargs.get("barebones")
         super().__init__(
-            callbacks=_with_defaults(given, checkpoints=enable_checkpointing is not False, bar=bar),
+            callbacks=_with_defaults(
+                given, checkpoints=enable_checkpointing is not False, bar=bar, check_finite=check_finite
+            ),
             logger=logger,
             default_root_dir=root,
             enable_checkpointing=enable_checkpointing,
@@ -262,6 +267,7 @@ def fit_stream(
     ckpt_path: str | None = None,
     stop_after_task: int | None = None,
     evaluate_before_training: bool = True,
+    check_finite: bool = True,
 ) -> None:
     """Run a stream on a stock `Trainer`, one `trainer.fit` for each stage.
 
@@ -274,6 +280,7 @@ def fit_stream(
         ckpt_path: A checkpoint file of a stream, to go on from.
         stop_after_task: Index of the task after which to stop.
         evaluate_before_training: Whether the untrained network is scored.
+        check_finite: Whether a loss that is NaN or infinite ends the run (`FiniteLoss`).
 
     Raises:
         ValueError: For trainers on which a second `fit` would go wrong silently.
@@ -300,7 +307,12 @@ def fit_stream(
             f"`fit_stream` found {leftover[-1]}, which Lightning would reload in every stage. Move it away and give "
             "it as `ckpt_path`, or use `IncrementalTrainer`, which resumes from it."
         )
-    trainer.callbacks[:] = _with_defaults(trainer.callbacks, checkpoints=True, bar=False)  # type: ignore[attr-defined]
+    trainer.callbacks[:] = _with_defaults(  # type: ignore[attr-defined]
+        trainer.callbacks,  # type: ignore[attr-defined]
+        checkpoints=True,
+        bar=False,
+        check_finite=check_finite,
+    )
 
     def fit(epochs: int, max_steps: int, ckpt: Any) -> None:
         if ckpt is None:
@@ -560,12 +572,13 @@ def _replay_before_teacher(callbacks: list[Callback]) -> None:
         callbacks.insert(teacher, callbacks.pop(replay))
 
 
-def _with_defaults(given: list[Callback], *, checkpoints: bool, bar: bool) -> list[Callback]:
+def _with_defaults(given: list[Callback], *, checkpoints: bool, bar: bool, check_finite: bool) -> list[Callback]:
     def lacks(kind: type) -> bool:
         return not any(isinstance(c, kind) for c in given)
 
     added: list[Callback] = [StreamState()] if lacks(StreamState) else []
     added += [RandomState()] if lacks(RandomState) else []
+    added += [FiniteLoss()] if check_finite and lacks(FiniteLoss) else []
     added += given
     added += [ResultsWriter()] if lacks(ResultsWriter) else []
     added += [StreamSummary()] if lacks(StreamSummary) else []

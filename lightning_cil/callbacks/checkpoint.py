@@ -34,6 +34,8 @@ class StreamCheckpoint(Checkpoint):
         self.every_n_train_steps = every_n_train_steps
         self.keep_tasks = keep_tasks
         self._last_step = -1
+        self.written: set[str] = set()
+        """Names of the files that this run has written."""
 
     def directory(self, trainer: Trainer) -> Path:
         """`checkpoints/` in the run folder."""
@@ -69,6 +71,7 @@ class StreamCheckpoint(Checkpoint):
                 except OSError:  # a file system without hard links
                     shutil.copyfile(folder / name, draft)
             _replace(draft, folder / "last.ckpt")
+        self.written.add("last.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -79,6 +82,7 @@ class StreamCheckpoint(Checkpoint):
         trainer.save_checkpoint(draft, weights_only=False)
         if trainer.is_global_zero:
             _replace(draft, path)
+        self.written.add(name)
         trainer.strategy.barrier("StreamCheckpoint")
 
 
