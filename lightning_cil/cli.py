@@ -17,6 +17,7 @@ import lightning_cil.callbacks
 import lightning_cil.data
 import lightning_cil.methods
 import lightning_cil.schedulers
+from lightning_cil._usage import UsageError, UsageParser, explain
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.trainer import IncrementalTrainer, newest_checkpoint
@@ -61,6 +62,7 @@ class StreamCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "lightning-cil"},
+            parser_class=UsageParser,
             args=args,
         )
 
@@ -116,16 +118,10 @@ def run(arguments: list[str], debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"lightning-cil {command}: {_message(error)}", file=sys.stderr)
+            print(f"lightning-cil {command}: {explain(error, arguments)}", file=sys.stderr)
             print("(--debug shows where it happened)", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
-
-
-def _message(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    plain = isinstance(error, ValueError | TypeError | FileNotFoundError | RuntimeError)
-    return text if plain else f"{type(error).__name__}: {text}"
 
 
 def _list(command: str, rest: list[str]) -> int:
