@@ -138,7 +138,7 @@ def _walk(error: BaseException) -> Problem:
         return _of_union(frame.f_locals)
     head = re.match(r'Parser key "([^"]*)"', text)
     cause = error.__cause__
-    if cause is not None:
+    if cause is not None and (isinstance(error, argparse.ArgumentError) or not _own(error)):
         problem = _walk(cause)
         if head and (isinstance(error, TypeError) or not str(cause).startswith(head[0])):
             problem = replace(problem, keys=(*head[1].split("."), *problem.keys))
@@ -281,6 +281,14 @@ def _is_import(error: BaseException) -> bool:
 def _with_place(error: BaseException) -> str:
     """The message; for what is no message to users, the exception's name and the line of theirs that raised it."""
     text = str(error).strip()
+    if "Original Traceback (most recent call last)" in text:  # of a loader's worker process
+        return re.sub(r"^\w+: ", "", text.splitlines()[-1])
+    if text.startswith("Error(s) in loading state_dict"):
+        first = _one_line(text.splitlines()[1]) if "\n" in text else text
+        return (
+            f"the checkpoint does not fit the network: {_short(first)} Use the model settings of the run that wrote it "
+            "(its config.yaml), or start a new run."
+        )
     plain = isinstance(error, ValueError | TypeError | OSError | RuntimeError | MisconfigurationException)
     mine = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
     raised = traceback.extract_tb(error.__traceback__)[-1:] if error.__traceback__ else []

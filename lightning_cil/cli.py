@@ -3,6 +3,7 @@
 import inspect
 import logging
 import re
+import shutil
 import sys
 import traceback
 import warnings
@@ -20,6 +21,7 @@ import lightning_cil.schedulers
 from lightning_cil._usage import UsageError, UsageParser, explain
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
+from lightning_cil.run_logger import RunLogger
 from lightning_cil.trainer import IncrementalTrainer, newest_checkpoint
 
 
@@ -69,6 +71,21 @@ class StreamCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own warns when it is given arguments by a console script."""
         self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Only a run that trains gets a folder, unless a logger was asked for."""
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+            trainer = self.config[self.subcommand].trainer
+            if trainer.logger is None or trainer.logger is True:
+                trainer.logger = False
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception:
+            _remove_empty_run(self.trainer)
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """The command line and the configs win over a checkpoint's hyper-parameters; differences are named.
@@ -122,6 +139,17 @@ def run(arguments: list[str], debug: bool = False) -> int:
             print("(--debug shows where it happened)", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def _remove_empty_run(trainer: Trainer) -> None:
+    """A run that failed before its first step leaves no folder behind."""
+    logger = trainer.logger
+    if not isinstance(logger, RunLogger) or not trainer.is_global_zero or trainer.global_step:
+        return
+    folder = Path(logger.log_dir)
+    found = {p.name for p in folder.iterdir()} if folder.is_dir() else {""}
+    if found <= {"config.yaml", "hparams.yaml", RunLogger.METRICS_FILE}:
+        shutil.rmtree(folder)
 
 
 def _list(command: str, rest: list[str]) -> int:

@@ -7,9 +7,11 @@ launch. What resets with a stage: optimizer, scheduler, early stopping, the epoc
 """
 
 import os
+import pickle
 import random
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,8 +37,8 @@ from lightning_cil.callbacks.progress import StreamProgressBar
 from lightning_cil.callbacks.random_state import RandomState
 from lightning_cil.callbacks.replay import ReplayBuffer
 from lightning_cil.callbacks.results import ResultsWriter
-from lightning_cil.callbacks.stream_state import StageTime, StreamState
-from lightning_cil.callbacks.summary import StreamSummary
+from lightning_cil.callbacks.stream_state import SCHEMA, StageTime, StreamState
+from lightning_cil.callbacks.summary import StreamSummary, rank_zero_print, test_lines, validation_line
 from lightning_cil.callbacks.teacher import Teacher
 from lightning_cil.data.base import IncrementalDataModule
 from lightning_cil.data.predict import FolderLoader, write_predictions
@@ -83,8 +85,8 @@ class IncrementalTrainer(Trainer):
         check_finite: bool = True,
         **kwargs: Any,
     ) -> None:
-        if stop_after_task is not None and stop_after_task < 0:
-            raise ValueError(f"`stop_after_task={stop_after_task}`: expected the index of a task, 0 or more.")
+        _check_task(stop_after_task)
+        _check_settings(kwargs)
         given = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
         root = "runs" if default_root_dir is None else os.fspath(default_root_dir)
         if logger is None or logger is True:
@@ -128,6 +130,7 @@ class IncrementalTrainer(Trainer):
             stop_after_task: Index of the task after which to stop; overrides the trainer's own.
         """
         if stop_after_task is not None:
+            _check_task(stop_after_task)
             self.stop_after_task = stop_after_task
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
@@ -157,8 +160,10 @@ class IncrementalTrainer(Trainer):
         if images is None or model is None or not isinstance(datamodule, IncrementalDataModule):
             if images is not None:
                 raise ValueError("`images` needs a model and an `IncrementalDataModule`, which says how to read them.")
+            if isinstance(datamodule, IncrementalDataModule) and dataloaders is None:
+                raise ValueError("There is nothing to predict: expected `images`, a folder (`--images FOLDER`).")
             return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
-        ckpt_path = self._resolve(ckpt_path)
+        ckpt_path = self._resolve(ckpt_path, model, datamodule)
         loader = FolderLoader(datamodule, images)
         batches: Any = super().predict(model, loader, None, True, ckpt_path, weights_only)
         path = write_predictions(output or "predictions.csv", loader.paths, batches, getattr(model, "class_names", []))
@@ -181,6 +186,8 @@ class IncrementalTrainer(Trainer):
             super()._fit_impl(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *rest, **kwargs)
             return
         _check_module(model)
+        if self.is_global_zero:
+            _check_root(Path(self.default_root_dir))
         if self._max_epochs_given is not None:
             rank_zero_warn("A stream ignores `max_epochs`: its stages say how many epochs they have (`epochs`).")
         _compat.attach(self, model, datamodule)
@@ -209,8 +216,16 @@ class IncrementalTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
     ) -> Any:
-        """Test as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
-        return super().test(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
+        """Test as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root.
+
+        Of a stream, one line for each task is printed.
+        """
+        ckpt_path = self._resolve(ckpt_path, model, datamodule)
+        ours = isinstance(model or self.lightning_module, IncrementalModule)
+        found = super().test(model, dataloaders, ckpt_path, verbose and not ours, datamodule, weights_only)
+        if verbose and ours and found:
+            rank_zero_print("\n".join(test_lines(found[0])))
+        return found
 
     def validate(
         self,
@@ -222,10 +237,20 @@ class IncrementalTrainer(Trainer):
         weights_only: bool | None = None,
     ) -> Any:
         """Validate as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
-        return super().validate(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
+        ckpt_path = self._resolve(ckpt_path, model, datamodule)
+        ours = isinstance(model or self.lightning_module, IncrementalModule)
+        found = super().validate(model, dataloaders, ckpt_path, verbose and not ours, datamodule, weights_only)
+        if verbose and ours and found:
+            rank_zero_print(validation_line(found))
+        return found
 
-    def _resolve(self, ckpt_path: str | Path | None) -> str | Path | None:
+    def _resolve(
+        self, ckpt_path: str | Path | None, model: LightningModule | None, datamodule: Any
+    ) -> str | Path | None:
+        """The file behind "last"; a stream's checkpoint is looked at before Lightning reads it."""
         if ckpt_path != "last":
+            if isinstance(model, IncrementalModule) and _is_file(ckpt_path):
+                _check_checkpoint(peek(str(ckpt_path)), str(ckpt_path), datamodule)
             return ckpt_path
         found = newest_checkpoint(self.default_root_dir)
         if found is None:
@@ -233,6 +258,8 @@ class IncrementalTrainer(Trainer):
                 f"`ckpt_path=last`: there is no checkpoints/last.ckpt below {self.default_root_dir}. Give the path of "
                 "a checkpoint, or the `default_root_dir` of the run."
             )
+        if isinstance(model, IncrementalModule):
+            _check_checkpoint(peek(found), str(found), datamodule)
         return found
 
     def _last_checkpoint(self, go_on: str) -> str | None:
@@ -372,6 +399,7 @@ class _Driver:
         first, resumed, ckpt = 0, False, None
         if ckpt_path:
             saved = peek(ckpt_path)
+            _check_checkpoint(saved, str(ckpt_path), datamodule)
             datamodule.load_state_dict(saved.get(type(datamodule).__qualname__, {}))
             state.load_state_dict(saved["callbacks"][STATE_KEY])
             written_by = saved.get("lightning_cil", {}).get("method", type(module).__name__)
@@ -534,14 +562,99 @@ def peek(ckpt_path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"`ckpt_path={ckpt_path}`: no such file; expected a checkpoint or 'last'.")
     try:
         saved = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
-        saved["callbacks"][STATE_KEY]
     except Exception as error:
-        raise ValueError(
-            f"`ckpt_path={ckpt_path}` is not a readable checkpoint of a stream ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); expected a file that lightning-cil wrote, such as "
-            "checkpoints/last.ckpt or checkpoints/task_0.ckpt of a run folder."
-        ) from error
+        raise ValueError(_refusal(ckpt_path, _why_unreadable(Path(ckpt_path), error))) from error
+    if not isinstance(saved, dict):
+        raise ValueError(_refusal(ckpt_path, f"it holds a {type(saved).__name__}"))
+    if STATE_KEY not in (saved.get("callbacks") or {}):
+        other = "pytorch-lightning_version" in saved
+        raise ValueError(_refusal(ckpt_path, "it is of another Lightning project" if other else "it has no stream"))
+    absent = [k for k in ("state_dict", "loops", "global_step") if k not in saved]
+    state = saved["callbacks"][STATE_KEY]
+    absent += [f"callbacks.{STATE_KEY}.{k}" for k in StreamState().state_dict() if k not in state]
+    if absent and state.get("schema", 0) <= SCHEMA:
+        raise ValueError(_refusal(ckpt_path, f"it lacks {', '.join(f'`{k}`' for k in absent)}"))
     return dict(saved)
+
+
+def _is_file(ckpt_path: str | Path | None) -> bool:
+    """Whether it is a path of this machine, not one of Lightning's words or an address."""
+    text = str(ckpt_path)
+    return ckpt_path is not None and text not in ("best", "hpc") and "://" not in text and text[:8] != "registry"
+
+
+def _refusal(ckpt_path: str | Path, why: str) -> str:
+    return (
+        f"`ckpt_path={ckpt_path}` is not a readable checkpoint of a stream: {why}; expected a file that lightning-cil "
+        "wrote, such as checkpoints/last.ckpt or checkpoints/task_0.ckpt of a run folder. Give another one."
+    )
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return "it is a folder"
+    size = path.stat().st_size
+    if not size:
+        return "it is empty"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK":  # what torch.save writes is a zip archive
+        return "it is no file of torch.save"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors and plain values, which could run code, so nothing of it was loaded"
+    return f"it is damaged or cut off, at {size} bytes"
+
+
+def _check_checkpoint(saved: dict[str, Any], path: str, datamodule: Any) -> None:
+    """Refuse what a newer version wrote, and what was learned from other classes."""
+    StreamState().load_state_dict(saved["callbacks"][STATE_KEY])
+    if not isinstance(datamodule, IncrementalDataModule) or type(datamodule).__qualname__ in saved:
+        return  # the datamodule compares the rest
+    theirs = list(saved.get("lightning_cil", {}).get("class_names", []))
+    if theirs != datamodule.class_names:
+        raise ValueError(
+            f"`ckpt_path={path}` was written with other data than {type(datamodule).__name__}: its classes are "
+            f"{_few(theirs)} there and {_few(datamodule.class_names)} here. Use the data settings of the run that "
+            "wrote it (its config.yaml), or start a new run without `--ckpt_path`."
+        )
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(map(str, names[:4]))}{' …' if len(names) > 4 else ''} ({len(names)})"
+
+
+def _check_task(stop_after_task: int | None) -> None:
+    if stop_after_task is not None and stop_after_task < 0:
+        raise ValueError(f"`stop_after_task={stop_after_task}`: expected the index of a task, 0 or more.")
+
+
+def _check_settings(given: dict[str, Any]) -> None:
+    """What the stock Trainer takes and then goes wrong with."""
+    for name, least in (("accumulate_grad_batches", 1), ("log_every_n_steps", 0), ("gradient_clip_val", 0)):
+        value = given.get(name)
+        if value is not None and not value >= least:
+            raise ValueError(f"`{name}={value}`: expected {least} or more. Leave it out for Lightning's default.")
+    accelerator = given.get("accelerator")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        raise ValueError(
+            f"`accelerator={accelerator}`: PyTorch {torch.__version__} finds no GPU on this machine; expected one. Use "
+            "accelerator=cpu, or install a driver and a PyTorch with CUDA."
+        )
+
+
+def _check_root(root: Path) -> None:
+    """Refuse, before hours of training, a folder that nothing can be written to."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`default_root_dir={root}`: run folders cannot be made there ({error.strerror}); expected a folder that "
+            "can be written to. Give another `default_root_dir`, or correct its permissions."
+        ) from error
 
 
 def _run_seed() -> int:
