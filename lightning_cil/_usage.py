@@ -65,7 +65,7 @@ class Problem:
     parser: "UsageParser | None" = None
     owner: str = ""
 
-    KINDS = ("type", "class", "import", "own", "option", "required")
+    KINDS = ("type", "name", "class", "import", "own", "option", "required")
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -155,7 +155,7 @@ def _walk(error: BaseException) -> Problem:
     if match := re.match(r"Option '([^']*)' is not accepted", text):
         return Problem("option", text, (match[1],))
     if match := re.match(r"Expected a(?:n)? (dot import path string): (.*)", text, re.DOTALL):
-        return Problem("type", text, value=match[2])
+        return Problem("name", text, value=match[2])
     if match := re.match(r"Expected a (.*?)\. Got value: (.*)", text, re.DOTALL):
         return Problem("type", text, value=match[2], expected=(match[1],))
     if match := re.match(r"the following arguments are required: (.*)", text):
@@ -164,8 +164,10 @@ def _walk(error: BaseException) -> Problem:
         return Problem("class", f"{match[1]} is not derived from {match[2]}.")
     if text.startswith("Not a valid subclass"):
         return Problem("type", text)
-    if isinstance(error, ImportError | SyntaxError) or (isinstance(error, AttributeError) and not _own(error)):
+    if isinstance(error, ImportError | SyntaxError | AttributeError) and _is_import(error):
         return Problem("import", _with_place(error))
+    if "<module>" in [f.f_code.co_name for f in _frames(error)] and _own(error):  # a module that fails
+        return Problem("import", _with_place(error, always=True))
     return Problem("own" if _own(error) else "type", _with_place(error))
 
 
@@ -175,8 +177,8 @@ def _of_union(found: dict[str, Any]) -> Problem:
     nested = getattr(value, "key", None)
     problems = [_walk(e) for e in found["exceptions"]]
     best = max(problems, key=lambda p: p.rank)
-    if best.rank == (0, Problem.KINDS.index("type")):  # none fits: say what would
-        value = getattr(value, "val", value) if nested else value
+    if best.kind in ("type", "name") and not best.keys:  # none fits: say what would
+        value = best.value if best.kind == "name" else getattr(value, "val", value) if nested else value
         return Problem("type", best.text, (nested,) if nested else (), value, subtypes)
     if best.kind == "import" and best.value is None:
         best = replace(best, value=value)
@@ -278,7 +280,7 @@ def _is_import(error: BaseException) -> bool:
     return isinstance(error, ImportError | SyntaxError) or not _own(error) or "<module>" in names
 
 
-def _with_place(error: BaseException) -> str:
+def _with_place(error: BaseException, always: bool = False) -> str:
     """The message; for what is no message to users, the exception's name and the line of theirs that raised it."""
     text = str(error).strip()
     if "Original Traceback (most recent call last)" in text:  # of a loader's worker process
@@ -294,9 +296,11 @@ def _with_place(error: BaseException) -> str:
     raised = traceback.extract_tb(error.__traceback__)[-1:] if error.__traceback__ else []
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {text}"
-    if plain and not (mine and raised and raised[0] is mine[-1] and not text):
+    if plain and not always and not (mine and raised and raised[0] is mine[-1] and not text):
         return text if text else type(error).__name__
     place = f" ({mine[-1].filename}, line {mine[-1].lineno})" if mine else ""
+    if not mine and (frames := list(_frames(error))) and not _is_import(error):
+        place = f" (in {frames[-1].f_globals.get('__name__')}, `{frames[-1].f_code.co_name}`)"
     return f"{type(error).__name__}: {text}{place}"
 
 

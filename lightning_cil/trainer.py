@@ -250,7 +250,7 @@ class IncrementalTrainer(Trainer):
         """The file behind "last"; a stream's checkpoint is looked at before Lightning reads it."""
         if ckpt_path != "last":
             if isinstance(model, IncrementalModule) and _is_file(ckpt_path):
-                _check_checkpoint(peek(str(ckpt_path)), str(ckpt_path), datamodule)
+                _check_checkpoint(peek(str(ckpt_path)), str(ckpt_path), datamodule, method=type(model).__name__)
             return ckpt_path
         found = newest_checkpoint(self.default_root_dir)
         if found is None:
@@ -259,7 +259,7 @@ class IncrementalTrainer(Trainer):
                 "a checkpoint, or the `default_root_dir` of the run."
             )
         if isinstance(model, IncrementalModule):
-            _check_checkpoint(peek(found), str(found), datamodule)
+            _check_checkpoint(peek(found), str(found), datamodule, method=type(model).__name__)
         return found
 
     def _last_checkpoint(self, go_on: str) -> str | None:
@@ -607,9 +607,15 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"it is damaged or cut off, at {size} bytes"
 
 
-def _check_checkpoint(saved: dict[str, Any], path: str, datamodule: Any) -> None:
-    """Refuse what a newer version wrote, and what was learned from other classes."""
+def _check_checkpoint(saved: dict[str, Any], path: str, datamodule: Any, method: str | None = None) -> None:
+    """Refuse what a newer version wrote, what was learned from other classes, or by another method than `method`."""
     StreamState().load_state_dict(saved["callbacks"][STATE_KEY])
+    written_by = saved.get("lightning_cil", {}).get("method", method)
+    if method is not None and written_by != method:
+        raise ValueError(
+            f"`ckpt_path={path}` was written by {written_by}, and the method given is {method}, which may predict in "
+            f"another way. Give `--model {written_by}`, or the config.yaml of its run."
+        )
     if not isinstance(datamodule, IncrementalDataModule) or type(datamodule).__qualname__ in saved:
         return  # the datamodule compares the rest
     theirs = list(saved.get("lightning_cil", {}).get("class_names", []))

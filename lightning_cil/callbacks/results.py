@@ -167,5 +167,5 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise OSError(
-            error.errno, f"{error.strerror}; free some space, or correct the permissions", str(path)
+            error.errno, f"{error.strerror or error}; free some space, or correct the permissions", str(path)
         ) from error
