@@ -3,6 +3,7 @@
 import inspect
 import logging
 import re
+import shutil
 import sys
 import traceback
 import warnings
@@ -19,8 +20,10 @@ import lightning_cil.data
 import lightning_cil.methods
 import lightning_cil.schedulers
 from lightning_cil._compat import metadata_file
+from lightning_cil._usage import UsageError, UsageParser, explain
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
+from lightning_cil.run_logger import RunLogger
 from lightning_cil.trainer import IncrementalTrainer, newest_checkpoint
 
 
@@ -63,6 +66,7 @@ class StreamCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "lightning-cil"},
+            parser_class=UsageParser,
             args=args,
         )
 
@@ -77,6 +81,20 @@ class StreamCLI(LightningCLI):
             for name, value in vars(owner).items():
                 if isinstance(value, partial) and value.args and inspect.isclass(value.args[0]):
                     setattr(owner, name, partial(value.args[0], *value.args[1:], **value.keywords))
+    def before_instantiate_classes(self) -> None:
+        """Only a run that trains gets a folder, unless a logger was asked for."""
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+            trainer = self.config[self.subcommand].trainer
+            if trainer.logger is None or trainer.logger is True:
+                trainer.logger = False
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception:
+            _remove_empty_run(self.trainer)
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """The command line and the configs win over a checkpoint's hyper-parameters; differences are named.
@@ -128,16 +146,21 @@ def run(arguments: list[str], debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"lightning-cil {command}: {_message(error)}", file=sys.stderr)
+            print(f"lightning-cil {command}: {explain(error, arguments)}", file=sys.stderr)
             print("(--debug shows where it happened)", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 
-def _message(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    plain = isinstance(error, ValueError | TypeError | FileNotFoundError | RuntimeError)
-    return text if plain else f"{type(error).__name__}: {text}"
+def _remove_empty_run(trainer: Trainer) -> None:
+    """A run that failed before its first step leaves no folder behind."""
+    logger = trainer.logger
+    if not isinstance(logger, RunLogger) or not trainer.is_global_zero or trainer.global_step:
+        return
+    folder = Path(logger.log_dir)
+    found = {p.name for p in folder.iterdir()} if folder.is_dir() else {""}
+    if found <= {"config.yaml", "hparams.yaml", RunLogger.METRICS_FILE}:
+        shutil.rmtree(folder)
 
 
 def _list(command: str, rest: list[str]) -> int:

@@ -7,9 +7,11 @@ launch. What resets with a stage: optimizer, scheduler, early stopping, the epoc
 """
 
 import os
+import pickle
 import random
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,13 +30,14 @@ from lightning_cil import _compat
 from lightning_cil._random import fold_seed
 from lightning_cil.callbacks.base import call_hook
 from lightning_cil.callbacks.checkpoint import StreamCheckpoint
+from lightning_cil.callbacks.finite_loss import FiniteLoss
 from lightning_cil.callbacks.freezing import StagedFreezing
 from lightning_cil.callbacks.progress import StreamProgressBar
 from lightning_cil.callbacks.random_state import RandomState
 from lightning_cil.callbacks.replay import ReplayBuffer
 from lightning_cil.callbacks.results import ResultsWriter
-from lightning_cil.callbacks.stream_state import StageTime, StreamState
-from lightning_cil.callbacks.summary import StreamSummary
+from lightning_cil.callbacks.stream_state import SCHEMA, StageTime, StreamState
+from lightning_cil.callbacks.summary import StreamSummary, rank_zero_print, test_lines, validation_line
 from lightning_cil.callbacks.teacher import Teacher
 from lightning_cil.data.base import IncrementalDataModule
 from lightning_cil.data.predict import FolderLoader, write_predictions
@@ -54,7 +57,7 @@ class IncrementalTrainer(Trainer):
 
     Args:
         callbacks: As in the stock Trainer; what a stream needs and the list lacks is added (`StreamState`,
-            `RandomState`, `StreamCheckpoint`, `ResultsWriter`, `StreamSummary`, `StreamProgressBar`).
+            `RandomState`, `FiniteLoss`, `StreamCheckpoint`, `ResultsWriter`, `StreamSummary`, `StreamProgressBar`).
         logger: As in the stock Trainer; by default CSV files in `default_root_dir/version_<n>`.
         default_root_dir: Where run folders are made; `runs` by default.
         enable_checkpointing: Whether checkpoints are written.
@@ -63,6 +66,7 @@ class IncrementalTrainer(Trainer):
         num_sanity_val_steps: Validation batches before every stage.
         stop_after_task: Index of the task after which the run ends, ready to be resumed from its checkpoint.
         evaluate_before_training: Whether the untrained network is scored (the row that forward transfer needs).
+        check_finite: Whether a loss that is NaN or infinite ends the run (`FiniteLoss`).
         **kwargs: All other arguments of the stock Trainer.
     """
 
@@ -78,17 +82,20 @@ class IncrementalTrainer(Trainer):
         num_sanity_val_steps: int | None = 0,
         stop_after_task: int | None = None,
         evaluate_before_training: bool = True,
+        check_finite: bool = True,
         **kwargs: Any,
     ) -> None:
-        if stop_after_task is not None and stop_after_task < 0:
-            raise ValueError(f"`stop_after_task={stop_after_task}`: expected the index of a task, 0 or more.")
+        _check_task(stop_after_task)
+        _check_settings(kwargs)
         given = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
         root = "runs" if default_root_dir is None else os.fspath(default_root_dir)
         if logger is None or logger is True:
             logger = RunLogger(root)
         bar = enable_progress_bar is not False and not kwargs.get("barebones")
         super().__init__(
-            callbacks=_with_defaults(given, checkpoints=enable_checkpointing is not False, bar=bar),
+            callbacks=_with_defaults(
+                given, checkpoints=enable_checkpointing is not False, bar=bar, check_finite=check_finite
+            ),
             logger=logger,
             default_root_dir=root,
             enable_checkpointing=enable_checkpointing,
@@ -123,6 +130,7 @@ class IncrementalTrainer(Trainer):
             stop_after_task: Index of the task after which to stop; overrides the trainer's own.
         """
         if stop_after_task is not None:
+            _check_task(stop_after_task)
             self.stop_after_task = stop_after_task
         stream = datamodule if datamodule is not None else train_dataloaders
         if isinstance(stream, IncrementalDataModule):
@@ -161,9 +169,11 @@ class IncrementalTrainer(Trainer):
         if images is None or model is None or not isinstance(datamodule, IncrementalDataModule):
             if images is not None:
                 raise ValueError("`images` needs a model and an `IncrementalDataModule`, which says how to read them.")
+            if isinstance(datamodule, IncrementalDataModule) and dataloaders is None:
+                raise ValueError("There is nothing to predict: expected `images`, a folder (`--images FOLDER`).")
             with launching(self):
                 return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
-        ckpt_path = self._resolve(ckpt_path)
+        ckpt_path = self._resolve(ckpt_path, model, datamodule)
         loader = FolderLoader(datamodule, images)
         with launching(self):
             batches: Any = super().predict(model, loader, None, True, ckpt_path, weights_only)
@@ -189,6 +199,8 @@ class IncrementalTrainer(Trainer):
             super()._fit_impl(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *rest, **kwargs)
             return
         _check_module(model)
+        if self.is_global_zero:
+            _check_root(Path(self.default_root_dir))
         if self._max_epochs_given is not None:
             rank_zero_warn("A stream ignores `max_epochs`: its stages say how many epochs they have (`epochs`).")
         _compat.attach(self, model, datamodule)
@@ -217,9 +229,17 @@ class IncrementalTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
     ) -> Any:
-        """Test as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
+        """Test as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root.
+
+        Of a stream, one line for each task is printed.
+        """
+        ckpt_path = self._resolve(ckpt_path, model, datamodule)
+        ours = isinstance(model or self.lightning_module, IncrementalModule)
         with launching(self):
-            return super().test(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
+            found = super().test(model, dataloaders, ckpt_path, verbose and not ours, datamodule, weights_only)
+        if verbose and ours and found:
+            rank_zero_print("\n".join(test_lines(found[0])))
+        return found
 
     def validate(
         self,
@@ -231,11 +251,21 @@ class IncrementalTrainer(Trainer):
         weights_only: bool | None = None,
     ) -> Any:
         """Validate as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
+        ckpt_path = self._resolve(ckpt_path, model, datamodule)
+        ours = isinstance(model or self.lightning_module, IncrementalModule)
         with launching(self):
-            return super().validate(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
+            found = super().validate(model, dataloaders, ckpt_path, verbose and not ours, datamodule, weights_only)
+        if verbose and ours and found:
+            rank_zero_print(validation_line(found))
+        return found
 
-    def _resolve(self, ckpt_path: str | Path | None) -> str | Path | None:
+    def _resolve(
+        self, ckpt_path: str | Path | None, model: LightningModule | None, datamodule: Any
+    ) -> str | Path | None:
+        """The file behind "last"; a stream's checkpoint is looked at before Lightning reads it."""
         if ckpt_path != "last":
+            if isinstance(model, IncrementalModule) and _is_file(ckpt_path):
+                _check_checkpoint(peek(str(ckpt_path)), str(ckpt_path), datamodule, method=type(model).__name__)
             return ckpt_path
         found = newest_checkpoint(self.default_root_dir)
         if found is None:
@@ -243,6 +273,8 @@ class IncrementalTrainer(Trainer):
                 f"`ckpt_path=last`: there is no checkpoints/last.ckpt below {self.default_root_dir}. Give the path of "
                 "a checkpoint, or the `default_root_dir` of the run."
             )
+        if isinstance(model, IncrementalModule):
+            _check_checkpoint(peek(found), str(found), datamodule, method=type(model).__name__)
         return found
 
     def _last_checkpoint(self, go_on: str) -> str | None:
@@ -277,6 +309,7 @@ def fit_stream(
     ckpt_path: str | None = None,
     stop_after_task: int | None = None,
     evaluate_before_training: bool = True,
+    check_finite: bool = True,
 ) -> None:
     """Run a stream on a stock `Trainer`, one `trainer.fit` for each stage.
 
@@ -289,6 +322,7 @@ def fit_stream(
         ckpt_path: A checkpoint file of a stream, to go on from.
         stop_after_task: Index of the task after which to stop.
         evaluate_before_training: Whether the untrained network is scored.
+        check_finite: Whether a loss that is NaN or infinite ends the run (`FiniteLoss`).
 
     Raises:
         ValueError: For trainers on which a second `fit` would go wrong silently.
@@ -316,7 +350,12 @@ def fit_stream(
             f"`fit_stream` found {leftover[-1]}, which Lightning would reload in every stage. Move it away and give "
             "it as `ckpt_path`, or use `IncrementalTrainer`, which resumes from it."
         )
-    trainer.callbacks[:] = _with_defaults(trainer.callbacks, checkpoints=True, bar=False)  # type: ignore[attr-defined]
+    trainer.callbacks[:] = _with_defaults(  # type: ignore[attr-defined]
+        trainer.callbacks,  # type: ignore[attr-defined]
+        checkpoints=True,
+        bar=False,
+        check_finite=check_finite,
+    )
 
     def fit(epochs: int, max_steps: int, ckpt: Any) -> None:
         if ckpt is None:
@@ -376,6 +415,7 @@ class _Driver:
         first, resumed, ckpt = 0, False, None
         if ckpt_path:
             saved = peek(ckpt_path)
+            _check_checkpoint(saved, str(ckpt_path), datamodule)
             datamodule.load_state_dict(saved.get(type(datamodule).__qualname__, {}))
             state.load_state_dict(saved["callbacks"][STATE_KEY])
             written_by = saved.get("lightning_cil", {}).get("method", type(module).__name__)
@@ -540,14 +580,105 @@ def peek(ckpt_path: str | Path) -> dict[str, Any]:
     try:
         path = _compat.metadata_file(ckpt_path)
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        saved["callbacks"][STATE_KEY]
     except Exception as error:
-        raise ValueError(
-            f"`ckpt_path={ckpt_path}` is not a readable checkpoint of a stream ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); expected a file that lightning-cil wrote, such as "
-            "checkpoints/last.ckpt or checkpoints/task_0.ckpt of a run folder."
-        ) from error
+        raise ValueError(_refusal(ckpt_path, _why_unreadable(Path(ckpt_path), error))) from error
+    if not isinstance(saved, dict):
+        raise ValueError(_refusal(ckpt_path, f"it holds a {type(saved).__name__}"))
+    if STATE_KEY not in (saved.get("callbacks") or {}):
+        other = "pytorch-lightning_version" in saved
+        raise ValueError(_refusal(ckpt_path, "it is of another Lightning project" if other else "it has no stream"))
+    absent = [k for k in ("state_dict", "loops", "global_step") if k not in saved]
+    state = saved["callbacks"][STATE_KEY]
+    absent += [f"callbacks.{STATE_KEY}.{k}" for k in StreamState().state_dict() if k not in state]
+    if absent and state.get("schema", 0) <= SCHEMA:
+        raise ValueError(_refusal(ckpt_path, f"it lacks {', '.join(f'`{k}`' for k in absent)}"))
     return dict(saved)
+
+
+def _is_file(ckpt_path: str | Path | None) -> bool:
+    """Whether it is a path of this machine, not one of Lightning's words or an address."""
+    text = str(ckpt_path)
+    return ckpt_path is not None and text not in ("best", "hpc") and "://" not in text and text[:8] != "registry"
+
+
+def _refusal(ckpt_path: str | Path, why: str) -> str:
+    return (
+        f"`ckpt_path={ckpt_path}` is not a readable checkpoint of a stream: {why}; expected a file that lightning-cil "
+        "wrote, such as checkpoints/last.ckpt or checkpoints/task_0.ckpt of a run folder. Give another one."
+    )
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return "it is a folder"
+    size = path.stat().st_size
+    if not size:
+        return "it is empty"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK":  # what torch.save writes is a zip archive
+        return "it is no file of torch.save"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors and plain values, which could run code, so nothing of it was loaded"
+    return f"it is damaged or cut off, at {size} bytes"
+
+
+def _check_checkpoint(saved: dict[str, Any], path: str, datamodule: Any, method: str | None = None) -> None:
+    """Refuse what a newer version wrote, what was learned from other classes, or by another method than `method`."""
+    StreamState().load_state_dict(saved["callbacks"][STATE_KEY])
+    written_by = saved.get("lightning_cil", {}).get("method", method)
+    if method is not None and written_by != method:
+        raise ValueError(
+            f"`ckpt_path={path}` was written by {written_by}, and the method given is {method}, which may predict in "
+            f"another way. Give `--model {written_by}`, or the config.yaml of its run."
+        )
+    if not isinstance(datamodule, IncrementalDataModule) or type(datamodule).__qualname__ in saved:
+        return  # the datamodule compares the rest
+    theirs = list(saved.get("lightning_cil", {}).get("class_names", []))
+    if theirs != datamodule.class_names:
+        raise ValueError(
+            f"`ckpt_path={path}` was written with other data than {type(datamodule).__name__}: its classes are "
+            f"{_few(theirs)} there and {_few(datamodule.class_names)} here. Use the data settings of the run that "
+            "wrote it (its config.yaml), or start a new run without `--ckpt_path`."
+        )
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(map(str, names[:4]))}{' …' if len(names) > 4 else ''} ({len(names)})"
+
+
+def _check_task(stop_after_task: int | None) -> None:
+    if stop_after_task is not None and stop_after_task < 0:
+        raise ValueError(f"`stop_after_task={stop_after_task}`: expected the index of a task, 0 or more.")
+
+
+def _check_settings(given: dict[str, Any]) -> None:
+    """What the stock Trainer takes and then goes wrong with."""
+    for name, least in (("accumulate_grad_batches", 1), ("log_every_n_steps", 0), ("gradient_clip_val", 0)):
+        value = given.get(name)
+        if value is not None and not value >= least:
+            raise ValueError(f"`{name}={value}`: expected {least} or more. Leave it out for Lightning's default.")
+    accelerator = given.get("accelerator")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        raise ValueError(
+            f"`accelerator={accelerator}`: PyTorch {torch.__version__} finds no GPU on this machine; expected one. Use "
+            "accelerator=cpu, or install a driver and a PyTorch with CUDA."
+        )
+
+
+def _check_root(root: Path) -> None:
+    """Refuse, before hours of training, a folder that nothing can be written to."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`default_root_dir={root}`: run folders cannot be made there ({error.strerror}); expected a folder that "
+            "can be written to. Give another `default_root_dir`, or correct its permissions."
+        ) from error
 
 
 def _run_seed() -> int:
@@ -578,12 +709,13 @@ def _replay_before_teacher(callbacks: list[Callback]) -> None:
         callbacks.insert(teacher, callbacks.pop(replay))
 
 
-def _with_defaults(given: list[Callback], *, checkpoints: bool, bar: bool) -> list[Callback]:
+def _with_defaults(given: list[Callback], *, checkpoints: bool, bar: bool, check_finite: bool) -> list[Callback]:
     def lacks(kind: type) -> bool:
         return not any(isinstance(c, kind) for c in given)
 
     added: list[Callback] = [StreamState()] if lacks(StreamState) else []
     added += [RandomState()] if lacks(RandomState) else []
+    added += [FiniteLoss()] if check_finite and lacks(FiniteLoss) else []
     added += given
     added += [ResultsWriter()] if lacks(ResultsWriter) else []
     added += [StreamSummary()] if lacks(StreamSummary) else []

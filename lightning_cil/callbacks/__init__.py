@@ -2,6 +2,7 @@
 
 from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.checkpoint import StreamCheckpoint
+from lightning_cil.callbacks.finite_loss import FiniteLoss, NonFiniteError
 from lightning_cil.callbacks.freezing import StagedFreezing
 from lightning_cil.callbacks.monitors import EarlyStopping, ModelCheckpoint
 from lightning_cil.callbacks.progress import StreamProgressBar
@@ -14,7 +15,9 @@ from lightning_cil.callbacks.teacher import Teacher
 
 __all__ = [
     "EarlyStopping",
+    "FiniteLoss",
     "ModelCheckpoint",
+    "NonFiniteError",
     "RandomState",
     "ReplayBuffer",
     "ResultsWriter",

@@ -34,6 +34,8 @@ class StreamCheckpoint(Checkpoint):
         self.every_n_train_steps = every_n_train_steps
         self.keep_tasks = keep_tasks
         self._last_step = -1
+        self.written: set[str] = set()
+        """Names of the files that this run has written."""
 
     def directory(self, trainer: Trainer) -> Path:
         """`checkpoints/` in the run folder."""
@@ -69,6 +71,7 @@ class StreamCheckpoint(Checkpoint):
                 except OSError:  # a file system without hard links
                     shutil.copyfile(folder / name, draft)
             _replace(draft, folder / "last.ckpt")
+        self.written.add("last.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -76,10 +79,27 @@ class StreamCheckpoint(Checkpoint):
         self._last_step = trainer.global_step
         path = self.directory(trainer) / name
         draft = path.with_name(name + ".part")
-        trainer.save_checkpoint(draft, weights_only=False)
-        if trainer.is_global_zero:
-            _replace(draft, path)
+        try:
+            trainer.save_checkpoint(draft, weights_only=False)
+            if trainer.is_global_zero:
+                _replace(draft, path)
+        except OSError as error:
+            _remove(draft)
+            raise OSError(_not_written(path, error, self.directory(trainer) / "last.ckpt")) from error
+        self.written.add(name)
         trainer.strategy.barrier("StreamCheckpoint")
+
+
+def _not_written(path: Path, error: OSError, last: Path) -> str:
+    """What a full disk or missing permissions mean for the run."""
+    free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
+    needed = f", the last one took {last.stat().st_size / 2**20:.1f} MiB" if last.is_file() else ""
+    whole = f"{last} is whole: free some space and go on from it (`--ckpt_path {last}`)"
+    return (
+        f"The checkpoint {path} could not be written: {error.strerror or error} ({free / 2**20:.1f} MiB are free"
+        f"{needed}). {whole if last.is_file() else 'Free some space and start again'}, or take another "
+        "`default_root_dir`."
+    )
 
 
 def _replace(source: Path, target: Path) -> None:

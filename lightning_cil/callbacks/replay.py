@@ -295,6 +295,12 @@ class ReplayBuffer(StreamCallback):
         saved = checkpoint.get(CHECKPOINT_KEY)
         if saved is None:
             return
+        stored = len(saved["store"].get("target", ()))
+        if self.total is not None and stored > self.total:
+            raise ValueError(
+                f"`total={self.total}` exemplars, and the checkpoint holds {stored}; expected at least as many. Give "
+                "the `ReplayBuffer` of the run that wrote it (its config.yaml), or a larger `total`."
+            )
         self.store.load_state_dict(saved["store"])
         self.num_offered, self._fits = int(saved["num_offered"]), int(saved["fits"])
         self._image_bytes, self._by_index = int(saved["image_bytes"]), bool(saved["by_index"])

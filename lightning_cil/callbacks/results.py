@@ -158,8 +158,14 @@ def _matrix_csv(results: dict[str, Any]) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file beside the old one and put it in its place."""
     draft = path.with_name(path.name + ".part")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"{error.strerror or error}; free some space, or correct the permissions", str(path)
+        ) from error

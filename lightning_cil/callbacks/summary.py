@@ -1,6 +1,7 @@
 """`StreamSummary`: a line after every task; at the end the matrix, the scores and where everything is."""
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
@@ -32,7 +33,7 @@ class StreamSummary(StreamCallback):
         assert state is not None
         if all(v is None for v in state.counts["class_il"].matrix()[task.index]):
             return
-        _print(task_line(state, task, trainer.datamodule.class_names, time.perf_counter() - self._started))  # type: ignore[attr-defined]
+        rank_zero_print(task_line(state, task, trainer.datamodule.class_names, time.perf_counter() - self._started))  # type: ignore[attr-defined]
 
     def on_stream_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Print matrices, scores and the next steps."""
@@ -44,7 +45,7 @@ class StreamSummary(StreamCallback):
             lines += [*matrix_lines(state, scenario), scores_line(state, scenario), ""]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             lines += _next_steps(log_dir, state)
-        _print("\n".join(lines))
+        rank_zero_print("\n".join(lines))
 
 
 def task_line(state: StreamState, task: Task, class_names: list[str], seconds: float) -> str:
@@ -78,6 +79,23 @@ def scores_line(state: StreamState, scenario: Scenario) -> str:
     return f"{SCENARIO_NAMES[scenario]}: " + "   ".join(parts) + "   (%)"
 
 
+def test_lines(found: Mapping[str, float]) -> list[str]:
+    """What a test of a checkpoint gave: a line for each task learned and their mean, in percent."""
+    keys = [f"test/{scenario}" for scenario in SCENARIOS]
+    count = sum(name.startswith(f"{keys[0]}/task_") for name in found)
+    lines = ["   task" + "".join(f"{SCENARIO_NAMES[s]:>10}" for s in SCENARIOS) + "   (accuracy in %)"]
+    rows = [(str(j + 1), [found[f"{key}/task_{j}"] for key in keys]) for j in range(count)]
+    rows += [("mean", [found[key] for key in keys])]
+    return lines + [f"{name:>7}" + "".join(f"{100 * v:10.2f}" for v in values) for name, values in rows]
+
+
+def validation_line(found: Sequence[Mapping[str, float]]) -> str:
+    """What a validation of a checkpoint gave over the held-out data of all tasks learned."""
+    values, tasks = found[0], f"task 1 to {len(found)}" if len(found) > 1 else "task 1"
+    scores = "  ".join(f"{SCENARIO_NAMES[s]} {100 * values[f'val/{s}']:.2f} %" for s in SCENARIOS)
+    return f"held-out data of {tasks}:  {scores}  loss {values['val/loss']:.4f}"
+
+
 def _next_steps(log_dir: str | None, state: StreamState) -> list[str]:
     folder = Path(log_dir or ".")
     there = [n for n in ("results.json", "matrix.csv", "config.yaml", "checkpoints/") if (folder / n).exists()]
@@ -102,5 +120,6 @@ def _next_steps(log_dir: str | None, state: StreamState) -> list[str]:
 
 
 @rank_zero_only
-def _print(text: str) -> None:
+def rank_zero_print(text: str) -> None:
+    """Print at once, on the first process only."""
     print(text, flush=True)

@@ -186,7 +186,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
         """
         check = [
             ("class_order", self.class_order, "class order"),
-            ("task_sizes", self.task_sizes, "task sizes"),
+            ("task_sizes", self.task_sizes, "division into tasks"),
             ("val_fraction", float(self.val_fraction), "held-out split"),
             ("split_seed", int(self.split_seed), "held-out split"),
         ]

@@ -1,7 +1,7 @@
 """`IncrementalModule`: what every method shares — network, growth, stages, optimizer, evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -94,7 +94,15 @@ class IncrementalModule(LightningModule, ABC):
 
     def features(self, image: Tensor) -> Tensor:
         """Map images to `[B, num_features]`."""
-        out: Tensor = self.backbone(image)
+        try:
+            out: Tensor = self.backbone(image)
+        except RuntimeError as error:
+            if image.ndim != 4 or "channels" not in str(error):
+                raise
+            raise ValueError(
+                f"The images have {image.shape[1]} channel(s), and the backbone expects another number ({error}). Give "
+                f"`model.backbone.in_channels={image.shape[1]}`."
+            ) from error
         return out
 
     def forward(self, image: Tensor) -> Tensor:
@@ -141,11 +149,11 @@ class IncrementalModule(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """The stage's optimizer over the parameters that require grad, and its schedule."""
         make = self.stage.optimizer if self.stage and self.stage.optimizer else self.optimizer
-        optimizer = make([p for p in self.parameters() if p.requires_grad])
+        optimizer = _made("optimizer", make, [p for p in self.parameters() if p.requires_grad])
         schedule = self.stage.lr_scheduler if self.stage and self.stage.lr_scheduler else self.lr_scheduler
         if schedule is None:
             return optimizer
-        scheduler = schedule(optimizer)
+        scheduler = _made("lr_scheduler", schedule, optimizer)
         if isinstance(scheduler, StageLength):
             scheduler.set_num_epochs(self.stage.epochs if self.stage else self.epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
@@ -294,6 +302,16 @@ class IncrementalModule(LightningModule, ABC):
         saved = checkpoint.get("lightning_cil", {})
         self.class_names = list(saved.get("class_names", []))
         self.head.seed = int(saved.get("head_seed", self.head.seed))
+
+
+def _made(key: str, make: Callable[[Any], Any], argument: Any) -> Any:
+    """Make an optimizer or schedule; what its class has against its settings is said with their key."""
+    try:
+        return make(argument)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"`{key}` cannot be made from its settings ({type(error).__name__}: {error}). Correct `model.{key}`."
+        ) from error
 
 
 def _keep_plain(hparams: MutableMapping[str, Any]) -> None:

@@ -75,6 +75,10 @@ def create_backbone(
             "create_backbone got `pretrained=True` and `cifar_stem=True`, but the published weights are for the 7×7 "
             "stem. Leave one of them out, or give `weights=` with a file that was trained with the 3×3 stem."
         )
+    if in_channels < 1:
+        raise ValueError(
+            f"create_backbone got `in_channels={in_channels}`, expected the images' channels: 3 for colour, 1 for grey."
+        )
     if name in _OWN:
         if pretrained:
             raise ValueError(

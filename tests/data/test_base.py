@@ -563,7 +563,7 @@ def test_own_state_is_accepted_and_safe_to_load(tmp_path):
     ("other", "message"),
     [
         ({"class_order": [0, 3, 4, 1, 2]}, "another class order: `class_order` is [0, 3, 4, 1, 2] there and [3, 0, 4"),
-        ({"sizes": [1, 2, 2]}, "another task sizes: `task_sizes` is [1, 2, 2] there and [2, 1, 2] here."),
+        ({"sizes": [1, 2, 2]}, "another division into tasks: `task_sizes` is [1, 2, 2] there and [2, 1, 2] here."),
         ({"val_fraction": 0.5}, "another held-out split: `val_fraction` is 0.5 there and 0.0 here."),
         ({"split_seed": 1}, "another held-out split: `split_seed` is 1 there and 0 here."),
         ({"train": 13}, "another set of training images: `fingerprint` is "),

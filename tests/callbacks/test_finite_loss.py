@@ -1,0 +1,177 @@
+"""`FiniteLoss`: where it stops, what it says, and that no bad checkpoint is ever written."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cil.callbacks import FiniteLoss, NonFiniteError, StreamCheckpoint
+from lightning_cil.methods import FineTune
+from tests.streams import fit, make
+
+ROOT = Path(__file__).parents[2]
+
+
+class Poisoned(FineTune):
+    """Its loss (or, after the step, its weights) go bad at batch 3 of epoch 2 of task 1."""
+
+    value = float("nan")
+    weights = False
+
+    @property
+    def is_time(self) -> bool:
+        return self.task is not None and self.task.index == 1 and self.current_epoch == 1
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss + self.value if self.is_time and batch_idx == 2 and not self.weights else loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.is_time and batch_idx == self.trainer.num_training_batches - 1 and self.weights:
+            with torch.no_grad():
+                next(self.backbone.parameters())[0] = torch.inf
+
+
+def step_of(error: NonFiniteError) -> int:
+    return int(str(error).split("global step ")[1].split(",")[0])
+
+
+def saved(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(("value", "every"), [("nan", 1), ("inf", 5), ("-inf", 1000)])
+def test_a_bad_loss_ends_the_run_with_its_place_and_the_way_on(tmp_path: Path, value: str, every: int) -> None:
+    module = make(Poisoned, epochs=3)
+    module.value = float(value)
+    with pytest.raises(NonFiniteError) as caught:
+        fit(tmp_path, module, log_every_n_steps=every)
+    text = str(caught.value)
+    folder = tmp_path / "version_0" / "checkpoints"
+    for part in (
+        f"became {value} at batch 3 of epoch 2/3", "task 2/5", "stage 'train'", "learning rate 0.05",
+        f"{folder / 'last.ckpt'}", "gradient_clip_val=1.0", f"{folder / 'task_0.ckpt'}", "lr=0.005",
+    ):  # fmt: skip
+        assert part in text
+    last = saved(folder / "last.ckpt")
+    assert last["global_step"] == step_of(caught.value) - 3  # the end of the epoch before
+    assert all(v.isfinite().all() for v in last["state_dict"].values())
+    module = make(Poisoned, epochs=3)
+    module.value = 0.0
+    trainer = fit(tmp_path, module, ckpt_path=str(folder / "last.ckpt"))
+    assert trainer.state.finished
+
+
+def test_bad_weights_are_not_written_over_good_ones(tmp_path: Path) -> None:
+    module = make(Poisoned, epochs=3)
+    module.weights = True
+    with pytest.raises(NonFiniteError, match=r"weights are not finite any more \(first `backbone.conv1.weight`\)"):
+        fit(tmp_path, module)
+    folder = tmp_path / "version_0" / "checkpoints"
+    assert all(v.isfinite().all() for v in saved(folder / "last.ckpt")["state_dict"].values())
+    assert sorted(p.name for p in folder.iterdir()) == ["last.ckpt", "task_0.ckpt"]
+
+
+def test_a_checkpoint_between_two_looks_is_refused(tmp_path: Path) -> None:
+    every_step = StreamCheckpoint(every_n_train_steps=1)
+    with pytest.raises(NonFiniteError, match="at batch 3 of") as caught:
+        fit(tmp_path, make(Poisoned, epochs=2), callbacks=[every_step], log_every_n_steps=1000)
+    last = saved(tmp_path / "version_0" / "checkpoints" / "last.ckpt")
+    assert all(v.isfinite().all() for v in last["state_dict"].values())
+    assert last["global_step"] == step_of(caught.value) - 1
+
+
+def test_it_can_be_switched_off(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, make(Poisoned, epochs=2), check_finite=False)
+    assert not any(isinstance(c, FiniteLoss) for c in trainer.callbacks)
+    assert trainer.state.finished
+
+
+def test_gradients_that_the_scaler_leaves_out_are_no_error(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    trainer = fit(tmp_path, make(FineTune), plugins=[plugin], limit_train_batches=3)
+    assert scaler.get_scale() < 2.0**126  # it did overflow
+    assert trainer.state.finished
+
+
+def test_a_step_without_logging_reads_nothing_from_the_device() -> None:
+    callback = FiniteLoss()
+    trainer: Any = SimpleNamespace(global_step=1, log_every_n_steps=50, world_size=1)
+    module: Any = None
+    callback.on_train_start(trainer, module)
+    loss = torch.zeros((), device="meta")  # a tensor whose value nobody can read
+    for step in range(1, 50):
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, module, {"loss": loss}, None, step - 1)
+    trainer.global_step = 50
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        callback.on_train_batch_end(trainer, module, {"loss": loss}, None, 49)
+
+
+class Plain(LightningModule):
+    """Somebody's own module."""
+
+    def __init__(self, bad: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+        self.bad = bad
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+        if batch_idx == 1:
+            return None  # a step that is left out
+        loss = self.layer(batch[0]).mean()
+        return loss / 0 if self.bad(batch_idx) else loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_it_works_in_a_stock_trainer(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "default_root_dir": tmp_path,
+    }  # fmt: skip
+    loader = DataLoader(TensorDataset(torch.ones(6, 2)))
+    Trainer(callbacks=[FiniteLoss()], **options).fit(Plain(lambda i: False), loader)
+    with pytest.raises(NonFiniteError, match=r"at batch 5 of epoch 1/1, global step 5, learning rate 0.1; expected"):
+        Trainer(callbacks=[FiniteLoss()], **options).fit(Plain(lambda i: i == 4), loader)
+
+
+RANK_1_GOES_BAD = """
+from lightning_cil.methods import FineTune
+
+
+class OneRank(FineTune):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.bad = self.global_rank == 1 and self.task.index == 1 and batch_idx == 1
+        return loss + float("nan") if self.bad else loss
+"""
+
+
+def test_all_ranks_stop_for_a_loss_that_is_bad_on_one(tmp_path: Path) -> None:
+    (tmp_path / "one_rank.py").write_text(RANK_1_GOES_BAD)
+    command = [
+        sys.executable, "-m", "lightning_cil", "fit", "--config", str(ROOT / "examples" / "quickstart.yaml"),
+        "--model", "one_rank.OneRank", "--model.epochs", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp",
+        "--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.callbacks", "null",
+    ]  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "The loss became nan at batch 2 of epoch 1/1, task 2/5" in done.stderr
+    assert "Traceback" not in done.stderr
+    last = saved(tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt")
+    assert all(v.isfinite().all() for v in last["state_dict"].values())
