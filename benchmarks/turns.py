@@ -63,6 +63,17 @@ class Turns:
             self.blocks.append(block)
             self._next({"wall": block.wall, "cpu": block.cpu})
 
+    def begin(self) -> None:
+        """Wait for one's turn; for contestants whose blocks are not of equal steps, with `end`."""
+        self._next({"ready": True})
+
+    def end(self, **facts: float) -> None:
+        """The block is over; wait until the others have had theirs."""
+        assert self._begin is not None
+        block = Block(time.perf_counter() - self._begin[0], time.process_time() - self._begin[1])
+        self.blocks.append(block)
+        self._next({"wall": block.wall, "cpu": block.cpu, **facts})
+
     def _next(self, message: dict[str, Any]) -> None:
         self.send(message)
         if self.pipe is not None:
@@ -219,7 +230,7 @@ def machine(threads: int) -> str:
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
     )
     names = ("torch", "torchvision", "lightning", "avalanche-lib")
-    versions = " ".join(f"{n} {v}" for n in names if (v := _version(n)))
+    versions = " ".join(f"{n} {v}" for n in names if (v := version(n)))
     date = time.strftime("%Y-%m-%d")
     return (
         f"{date}; Python {platform.python_version()} {versions}; {model}, {os.cpu_count()} cores, {threads} thread(s)"
@@ -233,7 +244,8 @@ def _cpuinfo() -> list[str]:
         return []
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The installed version."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
