@@ -5,6 +5,9 @@ SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 
 https://doi.org/10.1145/2660193.2660195, figure 15), in int64 arithmetic that wraps alike on CPU and GPU.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -56,9 +59,42 @@ def counter_uniform(counter: Tensor, *words: int) -> Tensor:
         words: As in `counter_hash`.
 
     Returns:
-        float64 tensor of `counter`'s shape, with 53 random bits.
+        float64 tensor of `counter`'s shape, with 53 random bits (float32 with the first 24 of them on MPS, which has no
+        float64).
     """
-    return _shift_right(counter_hash(counter, *words), 11).to(torch.float64) * 2.0**-53
+    return _uniform(counter_hash(counter, *words))
+
+
+def counter_uniforms(counter: Tensor, streams: Sequence[int]) -> Tensor:
+    """What `counter_uniform(counter, stream)` gives for each of several streams, hashed at once.
+
+    Args:
+        counter: long tensor of any shape.
+        streams: Integers, one for each stream.
+
+    Returns:
+        float64 tensor `[streams, *counter's shape]`.
+    """
+    words = _stream_words(tuple(streams), counter.device).view(-1, *[1] * counter.ndim)
+    return _uniform(_mix(_mix(counter.to(torch.int64)) ^ words))
+
+
+def uniform(*words: int) -> float:
+    """A uniform number in [0, 1), a function of the integers only, without a tensor."""
+    return (fold_seed(*words) >> 10) * 2.0**-53
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    if bits.device.type == "mps":  # has no float64
+        return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+    return _shift_right(bits, 11).to(torch.float64) * 2.0**-53
+
+
+@lru_cache(maxsize=64)
+def _stream_words(streams: tuple[int, ...], device: torch.device) -> Tensor:
+    """The streams' words where the counters are: a copy from the host in every step would wait for the device."""
+    with torch.inference_mode(False):
+        return torch.tensor([_signed(fold_seed(s)) for s in streams], dtype=torch.int64).to(device)
 
 
 def fold_seed(*words: int) -> int:

@@ -610,7 +610,7 @@ def _refusal(ckpt_path: str | Path, why: str) -> str:
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     if path.is_dir():
-        return "it is a folder"
+        return "it is a folder that holds no `meta.pt`"
     size = path.stat().st_size
     if not size:
         return "it is empty"

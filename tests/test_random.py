@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cil._random import counter_hash, counter_uniform, fold_seed, permutation
+from lightning_cil._random import counter_hash, counter_uniform, counter_uniforms, fold_seed, permutation, uniform
 
 MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -157,3 +157,20 @@ def test_permutations_of_different_words_differ() -> None:
 def test_first_item_of_a_permutation_is_uniform() -> None:
     counts = torch.stack([permutation(10, 0, epoch)[0] for epoch in range(5000)]).bincount(minlength=10)
     assert (counts - 500).abs().max() < 5 * math.sqrt(500)
+
+
+@pytest.mark.parametrize("streams", [(0,), (0, 1, 2, 3), (7, -7, 2**63)])
+def test_streams_hashed_at_once_equal_single_ones(streams: tuple[int, ...]) -> None:
+    counters = torch.tensor(COUNTERS)
+    together = counter_uniforms(counters, streams)
+    assert torch.equal(together, torch.stack([counter_uniform(counters, s) for s in streams]))
+    assert torch.equal(counter_uniforms(counters.view(2, 5), streams), together.view(-1, 2, 5))
+
+
+def test_plain_uniform_is_spread_over_the_unit_interval_and_a_function_of_its_words() -> None:
+    values = torch.tensor([uniform(5, i) for i in range(4000)], dtype=torch.float64)
+    assert ((values >= 0) & (values < 1)).all()
+    assert abs(values.mean() - 0.5) < 5 / math.sqrt(12 * 4000)
+    assert len(set(values.tolist())) == 4000
+    assert uniform(5, 17) == values[17].item()
+    assert uniform(6, 17) != values[17].item()

@@ -1,6 +1,7 @@
 """`ReplayBuffer`: exemplars of old classes, mixed into training batches."""
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import torch
@@ -8,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_cil._random import counter_hash, fold_seed, permutation
+from lightning_cil._transfer import to_device
 from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.features import extract_features
 from lightning_cil.callbacks.stream_state import StreamState, stream_state
@@ -24,6 +26,8 @@ from lightning_cil.replay import (
 from lightning_cil.types import Task
 
 CHECKPOINT_KEY = "lightning_cil.ReplayBuffer"
+COPIED_AT_ONCE = 1024
+"""Images between two places, so that choosing exemplars takes little memory beside them."""
 LARGEST_STORED = 64
 
 Selection = Literal["reservoir", "balanced", "herding"]
@@ -100,6 +104,8 @@ class ReplayBuffer(StreamCallback):
         self._image_bytes = 0
         self._by_index = False
         self._fits = 0
+        self._ahead: tuple[int, int, Future[Tensor]] | None = None
+        """Step, size and decoded images of the draw that comes next."""
 
     def __repr__(self) -> str:
         budget = f"total={self.total}" if self.total is not None else f"per_class={self.per_class}"
@@ -125,11 +131,12 @@ class ReplayBuffer(StreamCallback):
         if not len(self.store):
             return
         current = batch["image"] if isinstance(batch, dict) else batch[0]
-        drawn = self.draw(trainer, self.batch_size or len(current), trainer.fit_loop.total_batch_idx)
+        size, step = self.batch_size or len(current), trainer.fit_loop.total_batch_idx
+        drawn = self.draw(trainer, size, step)
         if isinstance(batch, dict):
-            batch["replay_image"] = self._images(trainer, drawn, current.device)
+            batch["replay_image"] = self._images(trainer, drawn, size, step, current.device)
             for name in ("target", "task", "index"):
-                batch[f"replay_{name}"] = drawn[name].to(current.device, non_blocking=True)
+                batch[f"replay_{name}"] = to_device(drawn[name], current.device)
         else:
             x, y = drawn["image"], drawn["target"]
             if self.update == "task":  # stored as the dataset gives them: the user's batch transforms are still to come
@@ -145,13 +152,32 @@ class ReplayBuffer(StreamCallback):
         position = torch.arange(trainer.global_rank * size, (trainer.global_rank + 1) * size)
         return {**drawn, "key": counter_hash(position, seed, 4, step)}
 
-    def _images(self, trainer: Trainer, drawn: dict[str, Tensor], device: torch.device) -> Tensor:
+    def _images(self, trainer: Trainer, drawn: dict[str, Tensor], size: int, step: int, device: torch.device) -> Tensor:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        image = drawn["image"] if "image" in drawn else datamodule.load_augmented(drawn["index"], drawn["key"])
-        image, key = image.to(device, non_blocking=True), drawn["key"].to(device, non_blocking=True)
+        image = drawn["image"] if "image" in drawn else self._decoded(trainer, drawn, size, step)
+        image, key = to_device(image, device), to_device(drawn["key"], device)
         if image.dtype == torch.uint8:
             image = datamodule.transform(image, key)
         return image
+
+    def _decoded(self, trainer: Trainer, drawn: dict[str, Tensor], size: int, step: int) -> Tensor:
+        """The images of a draw, read while the last step was computed; starts to read those of the next."""
+        load = trainer.datamodule.load_augmented  # type: ignore[attr-defined]
+        if self._ahead is not None and self._ahead[:2] == (step, size):
+            image = self._ahead[2].result()
+        else:
+            image = load(drawn["index"], drawn["key"])
+        self._ahead = None
+        if self.update == "task" and not trainer.is_last_batch:
+            upcoming = self.draw(trainer, size, step + 1)  # a function of the step: the store stays as it is until then
+            reader = ThreadPoolExecutor(1)
+            self._ahead = (step + 1, size, reader.submit(load, upcoming["index"], upcoming["key"]))
+            reader.shutdown(wait=False)
+        return image
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing has been read ahead for this fit."""
+        self._ahead = None
 
     # ------------------------------------------------------------------ filling
 
@@ -160,6 +186,8 @@ class ReplayBuffer(StreamCallback):
         if not resumed:
             self.store.clear()
             self.num_offered = self._image_bytes = 0
+        if self.per_class is not None and not len(self.store):  # all memory at once: growing would copy it
+            self.store.capacity = self.per_class * trainer.datamodule.num_classes  # type: ignore[attr-defined]
 
     def on_task_start(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Check the budget against the classes to come."""
@@ -209,7 +237,10 @@ class ReplayBuffer(StreamCallback):
             chosen = _by_class(target, quotas, lambda members, m: random_choice(index[members], m, seed, 6))
         if len(self.store):
             self.store.keep(first_per_class(self.store.column("target"), quotas))
-        self.store.append(self._columns(trainer, index[chosen], target[chosen], torch.full_like(chosen, task.index)))
+        task_of = torch.full_like(chosen, task.index)
+        for part in torch.arange(len(chosen)).split(COPIED_AT_ONCE):
+            rows = chosen[part]
+            self.store.append(self._columns(trainer, index[rows], target[rows], task_of[part]))
 
     def quotas(self, num_seen: int) -> Tensor:
         """Exemplars of each class seen: `per_class`, or equal shares of `total`; long `[num_seen]`."""
@@ -220,8 +251,9 @@ class ReplayBuffer(StreamCallback):
 
     def _offer_indices(self, trainer: Trainer, index: Tensor, target: Tensor, task: Tensor) -> None:
         rows, slots = self._reservoir(len(index), self._seed(trainer))
-        if len(rows):
-            self.store.write(slots, self._columns(trainer, index[rows], target[rows], task[rows]))
+        for part in torch.arange(len(rows)).split(COPIED_AT_ONCE) if len(rows) else ():  # slots ascend: no gap
+            chosen = rows[part]
+            self.store.write(slots[part], self._columns(trainer, index[chosen], target[chosen], task[chosen]))
 
     def _reservoir(self, offered: int, seed: int) -> tuple[Tensor, Tensor]:
         assert self.total is not None
@@ -283,7 +315,7 @@ class ReplayBuffer(StreamCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the exemplars and how many samples were offered."""
         checkpoint[CHECKPOINT_KEY] = {
-            "store": self.store.state_dict(),
+            "store": self.store.state_dict(copy=False),  # written before training goes on; async writers copy it
             "num_offered": self.num_offered,
             "image_bytes": self._image_bytes,
             "by_index": self._by_index,

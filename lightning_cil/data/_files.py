@@ -1,5 +1,6 @@
 """What the protocols that read files share: listing, decoding into memory, downloading, lists of files as a stream."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -16,9 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lightning_cil._random import uniform
 from lightning_cil.data.augment import BatchAugment
 from lightning_cil.data.base import IncrementalDataModule
-from lightning_cil.data.images import FileImages, ImageSplit, ImageTransform, TensorImages, read_image
+from lightning_cil.data.images import FileImages, ImageSplit, TensorImages, read_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,6 +30,8 @@ IMAGE_SUFFIXES = frozenset(
 SMALL_SIDE = 64
 MEMORY_BYTES = 2**30
 _CHUNK = 64
+_CROP_ATTEMPTS = 10
+"""As in torchvision's `RandomResizedCrop`."""
 
 Augment = Literal["crop", "resized_crop", "none"]
 
@@ -100,17 +104,40 @@ class ResizeCrop:
 
 
 class RandomResizedCrop:
-    """A random area (8 to 100 %) and aspect ratio (3/4 to 4/3) of the image; uint8 `[3, size, size]`."""
+    """A random area (8 to 100 %) and aspect ratio (3/4 to 4/3) of the image; uint8 `[3, size, size]`.
+
+    torchvision's transform of this name, but drawn from a key, so that threads need no lock around a generator.
+    """
 
     def __init__(self, size: int) -> None:
-        from torchvision.transforms import v2
+        self._size = size
 
-        self._steps = v2.Compose([v2.RandomResizedCrop(size), v2.PILToTensor()])
-
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image, key: int) -> Tensor:
         """Transform a PIL image."""
-        result: Tensor = self._steps(image)
+        from torchvision.transforms.v2 import functional as v2
+
+        top, left, height, width = self.box(image.height, image.width, key)
+        size = [self._size, self._size]
+        result: Tensor = v2.pil_to_tensor(v2.resized_crop(image, top, left, height, width, size))
         return result
+
+    @staticmethod
+    def box(height: int, width: int, key: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the area: the first of ten tries that fits, else the middle."""
+        low, high = math.log(3 / 4), math.log(4 / 3)
+        for attempt in range(_CROP_ATTEMPTS):
+            area = height * width * (0.08 + 0.92 * uniform(key, attempt, 0))
+            ratio = math.exp(low + (high - low) * uniform(key, attempt, 1))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                top = int(uniform(key, attempt, 2) * (height - h + 1))
+                return top, int(uniform(key, attempt, 3) * (width - w + 1)), h, w
+        w, h = width, height
+        if width / height < 3 / 4:
+            h = round(width / (3 / 4))
+        elif width / height > 4 / 3:
+            w = round(height * (4 / 3))
+        return (height - h) // 2, (width - w) // 2, h, w
 
 
 def decode_all(load: Callable[[int], np.ndarray[Any, Any]], names: Sequence[str]) -> Tensor:
@@ -300,7 +327,7 @@ class FileListTasks(IncrementalDataModule, ABC):
                 lambda i: self.prepare_image(read_image(files.paths[i])).permute(1, 2, 0).numpy(), files.paths
             )
             return TensorImages(images, targets, self.num_classes, source)
-        random: ImageTransform = RandomResizedCrop(self.image_size) if self.resized_crop else self._fixed
+        random = RandomResizedCrop(self.image_size) if self.resized_crop else None
         return FileImages(files.paths, targets, self.num_classes, source, random, self._fixed)
 
     def prepare_image(self, image: Image.Image) -> Tensor:

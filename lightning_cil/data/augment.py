@@ -10,7 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_cil._random import counter_uniform
+from lightning_cil._random import counter_uniforms
+
+_ROW, _COLUMN, _FLIP, _BRIGHTNESS = range(4)
+"""Random streams of a sample."""
 
 
 class BatchAugment:
@@ -61,9 +64,12 @@ class BatchAugment:
         """
         if key is None:
             return self.normalise(image)
-        image = self._crop_and_flip(image, key)
+        if not self.crop_padding and not self.flip and not self.brightness:
+            return self.normalise(image)
+        draws = counter_uniforms(key, range(4))
+        image = self._crop_and_flip(image, draws)
         if self.brightness:
-            factor = 1 + self.brightness * (2 * counter_uniform(key, 3) - 1)
+            factor = 1 + self.brightness * (2 * draws[_BRIGHTNESS] - 1)
             scaled = image * factor.to(torch.float32).view(-1, 1, 1, 1)
             return self.normalise(scaled.clamp_(max=255.0))
         return self.normalise(image)
@@ -77,7 +83,7 @@ class BatchAugment:
         scale, shift = self._affine[image.device]
         return image.to(torch.float32).mul_(scale).sub_(shift)
 
-    def _crop_and_flip(self, image: Tensor, key: Tensor) -> Tensor:
+    def _crop_and_flip(self, image: Tensor, draws: Tensor) -> Tensor:
         if not self.crop_padding and not self.flip:
             return image
         batch, channels, height, width = image.shape
@@ -85,12 +91,12 @@ class BatchAugment:
         rows = torch.arange(height, device=image.device).expand(batch, height)
         columns = torch.arange(width, device=image.device).expand(batch, width)
         if self.flip:
-            mirrored = (counter_uniform(key, 2) < 0.5).view(-1, 1)
+            mirrored = (draws[_FLIP] < 0.5).view(-1, 1)
             columns = torch.where(mirrored, width - 1 - columns, columns)
         if pad:
             span = 2 * pad + 1
-            rows = rows + (counter_uniform(key, 0) * span).long().view(-1, 1)
-            columns = columns + (counter_uniform(key, 1) * span).long().view(-1, 1)
+            rows = rows + (draws[_ROW] * span).long().view(-1, 1)
+            columns = columns + (draws[_COLUMN] * span).long().view(-1, 1)
             image = torch.nn.functional.pad(image, (pad, pad, pad, pad))
         flat = (rows.unsqueeze(2) * image.shape[3] + columns.unsqueeze(1)).view(batch, 1, height * width)
         picked = image.flatten(2).gather(2, flat.expand(batch, channels, height * width))

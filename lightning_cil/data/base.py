@@ -93,6 +93,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
         self.stage = Stage("train", epochs=1)
         self.seed = 0
         self._splits: dict[str, ImageSplit] = {}
+        self._labels: dict[str, Tensor] = {}
         order = torch.tensor(self.class_order)
         self._label_of = torch.empty_like(order).scatter_(0, order, torch.arange(self.num_classes))
         self._task_of = torch.repeat_interleave(torch.arange(self.num_tasks), torch.tensor(self.task_sizes))
@@ -225,7 +226,10 @@ class IncrementalDataModule(LightningDataModule, ABC):
 
     def labels(self, name: str) -> Tensor:
         """Incremental label of every image of a split, long `[N]`."""
-        return self._label_of[self.split(name).targets]
+        split = self.split(name)
+        if name not in self._labels:
+            self._labels[name] = self._label_of[split.targets]
+        return self._labels[name]
 
     def task_of(self, labels: Tensor) -> Tensor:
         """Task of incremental labels, long, on the labels' device."""
@@ -320,6 +324,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
             num_workers=self.num_workers,
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
             limit_batches=trainer.limit_train_batches if trainer and shuffle else 1.0,
         )
 

@@ -103,7 +103,7 @@ class SplitImageNet(IncrementalDataModule):
         )
         self.classes_file = classes_file
         self._evaluation = ResizeCrop(resize_size, image_size)
-        self._training = RandomResizedCrop(image_size) if augment else self._evaluation
+        self._training = RandomResizedCrop(image_size) if augment else None
 
     def prepare_data(self) -> None:
         """Look whether both folders are there."""

@@ -4,7 +4,6 @@ Labels always come from metadata; no image is decoded to read one.
 """
 
 import os
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from torch import Tensor
 
 ImageTransform = Callable[[Image.Image], Tensor]
 
-_GENERATOR = threading.Lock()
-"""Threads that decode at once must not seed the global generator under each other."""
+RandomImageTransform = Callable[[Image.Image, int], Tensor]
+"""Image and key to pixels: a function of both alone, so that threads, workers and restarts agree."""
 
 
 class ImageSplit(ABC):
@@ -92,7 +91,8 @@ class FileImages(ImageSplit):
         targets: Original class ids, long `[N]`.
         num_classes: Classes of the data set.
         source: Where they come from, for messages.
-        train_transform: PIL image to uint8 `[channels, height, width]`, random.
+        train_transform: PIL image and key to uint8 `[channels, height, width]`; it draws what is random from the key
+            (`_random.uniform`) and from no generator. `None`: nothing is random, `eval_transform` is used.
         eval_transform: PIL image to uint8 `[channels, height, width]`, fixed; also what a replay buffer stores.
 
     Raises:
@@ -105,7 +105,7 @@ class FileImages(ImageSplit):
         targets: Tensor,
         num_classes: int,
         source: str,
-        train_transform: ImageTransform,
+        train_transform: RandomImageTransform | None,
         eval_transform: ImageTransform,
     ) -> None:
         if len(paths) != len(targets):
@@ -124,17 +124,15 @@ class FileImages(ImageSplit):
 
         Args:
             index: Position in the split.
-            key: Seed of the random transform; `None`: the fixed one.
+            key: Selects what the random transform does; `None`: the fixed one.
 
         Returns:
             uint8 `[channels, height, width]`.
         """
         image = read_image(self.path(index))
-        if key is None:
+        if key is None or self.train_transform is None:
             return self.eval_transform(image)
-        with _GENERATOR, torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.manual_seed(key)
-            return self.train_transform(image)
+        return self.train_transform(image, key)
 
     def stored(self, indices: Tensor) -> Tensor:
         """See `ImageSplit.stored`."""

@@ -9,7 +9,7 @@ augmentation keys are functions of (seed, epoch, index).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class StreamLoader:
         rank: This process.
         world_size: Number of processes.
         num_workers: Decoding processes; images in memory need none.
+        pin_memory: Whether batches are put into pinned memory, from which a GPU copies while the host goes on.
         limit_batches: The trainer's `limit_train_batches`: the next epoch begins after so many batches (int) or after
             this share of them (float).
 
@@ -54,6 +55,7 @@ class StreamLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        pin_memory: bool = False,
         limit_batches: int | float = 1.0,
     ) -> None:
         if batch_size < 1:
@@ -70,6 +72,7 @@ class StreamLoader:
         self.rank = rank
         self.world_size = world_size
         self.num_workers = 0 if isinstance(split, TensorImages) else num_workers
+        self.pin_memory = pin_memory
         self.limit_batches = limit_batches
         self.epoch = 0
         self.position = 0
@@ -134,26 +137,25 @@ class StreamLoader:
         key = self.keys(indices, epoch)
         if key is not None:
             batch["key"] = key
-        return batch
+        return {name: value.pin_memory() for name, value in batch.items()} if self.pin_memory else batch
 
     def _load(self, indices: Tensor, epoch: int) -> Tensor:
         if isinstance(self.split, FileImages):
-            keys = self.keys(indices, epoch)
-            seeds = [None] * len(indices) if keys is None else [fold_seed(int(k)) for k in keys]
-            images = [self.split.load(int(i), k) for i, k in zip(indices, seeds, strict=True)]
+            seeds = _seeds(indices, self.keys(indices, epoch))
+            images = [self.split.load(i, k) for i, k in zip(indices.tolist(), seeds, strict=True)]
             return torch.stack(images) if images else torch.empty(0)
         return self.split.stored(indices)
 
     def _load_in_workers(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
         assert isinstance(self.split, FileImages)
-        self._worker_batches.set(batches, [self.keys(b, epoch) for b in batches])
+        self._worker_batches.set(batches, (self.seed, epoch) if self.shuffle else None)
         if self._workers is None:
             self._workers = DataLoader(
                 _Decoder(self.split),
                 batch_sampler=self._worker_batches,
                 num_workers=self.num_workers,
                 collate_fn=_collate,
-                pin_memory=torch.cuda.is_available(),
+                pin_memory=self.pin_memory,
                 persistent_workers=self.shuffle,
                 generator=torch.Generator().manual_seed(fold_seed(self.seed)),  # the global one stays as it is
             )
@@ -161,19 +163,19 @@ class StreamLoader:
 
 
 class _Batches(Sampler[list[tuple[int, int | None]]]):
-    """Batches that the loader sets before each epoch; persistent workers are fed from here."""
+    """Batches that the loader sets before each epoch; persistent workers are fed from here, a batch at a time."""
 
     def __init__(self) -> None:
-        self._batches: list[list[tuple[int, int | None]]] = []
+        self._batches: list[Tensor] = []
+        self._words: tuple[int, int] | None = None
 
-    def set(self, indices: list[Tensor], keys: list[Tensor | None]) -> None:
-        self._batches = [
-            list(zip(i.tolist(), [None] * len(i) if k is None else [fold_seed(x) for x in k.tolist()], strict=True))
-            for i, k in zip(indices, keys, strict=True)
-        ]
+    def set(self, indices: list[Tensor], words: tuple[int, int] | None) -> None:
+        self._batches, self._words = indices, words
 
     def __iter__(self) -> Iterator[list[tuple[int, int | None]]]:
-        return iter(self._batches)
+        for indices in self._batches:
+            keys = None if self._words is None else counter_hash(indices, *self._words)
+            yield list(zip(indices.tolist(), _seeds(indices, keys), strict=True))
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -185,6 +187,11 @@ class _Decoder(Dataset[Tensor]):
 
     def __getitem__(self, item: tuple[int, int | None]) -> Tensor:
         return self.split.load(*item)
+
+
+def _seeds(indices: Tensor, keys: Tensor | None) -> Sequence[int | None]:
+    """What `FileImages.load` takes for each sample."""
+    return [None] * len(indices) if keys is None else [fold_seed(k) for k in keys.tolist()]
 
 
 def _collate(images: list[Tensor]) -> Tensor:

@@ -181,8 +181,12 @@ class IncrementalModule(LightningModule, ABC):
         """
         features = self.features(image)
         future = [t.num_classes for t in self.tasks[len(self.head.sizes) :]][:num_future]
-        logits = self.head(features)
-        return torch.cat([logits, self.head.preview(features, future)], dim=1) if future else logits
+        device = features.device.type
+        if torch.is_autocast_enabled(device):  # eight bits of a bfloat16 logit make ties, which the first class wins
+            features = features.float()
+        with torch.autocast(device, enabled=False):
+            logits = self.head(features)
+            return torch.cat([logits, self.head.preview(features, future)], dim=1) if future else logits
 
     def begin_evaluation(self, row: int) -> None:
         """The next test run fills row `row` of the matrices."""

@@ -51,6 +51,7 @@ class _Head(nn.Module, ABC):
             )
         self.in_features = in_features
         self.seed = seed
+        self._preview: tuple[Any, Tensor, Tensor | None] | None = None
         self._task_sizes: list[int] = []  # the buffer's values, which on a GPU would cost a synchronisation to read
         self.register_buffer("sizes", torch.zeros(0, dtype=torch.long))
 
@@ -101,9 +102,13 @@ class _Head(nn.Module, ABC):
         """
         if not sizes:
             return features.new_zeros(len(features), 0)
-        first = len(self._task_sizes)
-        weights, biases = zip(*(self._new_block(first + i, size) for i, size in enumerate(sizes)), strict=True)
-        return self._logits(features, torch.cat(weights), None if biases[0] is None else torch.cat(biases))
+        first, like = len(self._task_sizes), self._like()
+        key = (first, tuple(sizes), self.seed, like.device, like.dtype)
+        if self._preview is None or self._preview[0] != key:  # drawn for the first batch of an evaluation
+            with torch.inference_mode(False):  # the caller may want gradients next time
+                weights, biases = zip(*(self._new_block(first + i, size) for i, size in enumerate(sizes)), strict=True)
+                self._preview = key, torch.cat(weights), None if biases[0] is None else torch.cat(biases)
+        return self._logits(features, *self._preview[1:])
 
     def unsharded(self) -> Self:
         """A copy with whole parameters, to be grown under FSDP2.
@@ -171,6 +176,7 @@ class _Head(nn.Module, ABC):
         return weight, draw(num_new) if self._has_bias() else None
 
     def _set_sizes(self, sizes: Sequence[int]) -> None:
+        self._preview = None
         self._task_sizes = list(sizes)
         self.sizes = torch.tensor(self._task_sizes, dtype=torch.long, device=self.sizes.device)
 

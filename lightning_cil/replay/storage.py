@@ -12,6 +12,9 @@ from torch import Tensor
 
 __all__ = ["ExemplarStore"]
 
+_MOVED_AT_ONCE = 1024
+"""Rows."""
+
 _GROWTH = 1.5
 """Without a capacity, memory grows by this factor, so that n appended rows are copied O(n) times in all."""
 
@@ -116,6 +119,8 @@ class ExemplarStore:
             ValueError: If rows repeat beyond the capacity.
             IndexError: If there is no such row.
         """
+        if self._keep_in_place(rows):
+            return
         with torch.inference_mode(False):  # else later writes from outside inference mode fail
             kept = self.gather(rows)
         length = len(next(iter(kept.values()))) if kept else 0
@@ -126,6 +131,19 @@ class ExemplarStore:
             else:
                 self._columns[name][:length] = values
         self._length = length
+
+    def _keep_in_place(self, rows: Tensor) -> bool:
+        """Move kept rows to the front, a part at a time; only for rows in ascending order. False: nothing is done."""
+        rows = rows.to(self.device)
+        if self.capacity is None or rows.dtype != torch.int64 or rows.ndim != 1 or not len(rows):
+            return False
+        if int(rows[0]) < 0 or int(rows[-1]) >= self._length or (rows[1:] <= rows[:-1]).any():
+            return False
+        for values in self._columns.values():
+            for part in torch.arange(len(rows), device=self.device).split(_MOVED_AT_ONCE):
+                values[part] = values[rows[part]]  # a later row never stands before the place of an earlier one
+        self._length = len(rows)
+        return True
 
     def gather(self, rows: Tensor) -> dict[str, Tensor]:
         """Copy rows out.
@@ -169,13 +187,17 @@ class ExemplarStore:
             digest.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Copy the content for a checkpoint.
+    def state_dict(self, copy: bool = True) -> dict[str, Tensor]:
+        """The content for a checkpoint.
+
+        Args:
+            copy: Whether the values are a snapshot; otherwise they share the store's memory (on the CPU) and must be
+                written before rows are changed. A checkpoint then takes no memory beside the store.
 
         Returns:
             Every column's rows, without the memory reserved for more; loads with `torch.load(weights_only=True)`.
         """
-        return {name: self.column(name).clone() for name in self.names}
+        return {name: self.column(name).clone() if copy else _trimmed(self.column(name)) for name in self.names}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Replace the content by a checkpoint's.
@@ -256,3 +278,11 @@ class ExemplarStore:
             if old is not None:
                 new[: self._length] = old[: self._length]
             self._columns[name] = new
+
+
+def _trimmed(column: Tensor) -> Tensor:
+    """The same memory as a tensor whose storage ends with its last row: `torch.save` writes whole storages."""
+    if column.device.type != "cpu":
+        return column.clone()
+    raw = torch.from_numpy(column.reshape(-1).view(torch.uint8).numpy())
+    return raw.view(column.dtype).view(column.shape)

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import HalfPrecision
 from PIL import Image
 
-from lightning_cil._random import counter_hash
+from lightning_cil._random import counter_hash, uniform
 from lightning_cil.data import BatchAugment, FileImages, IncrementalDataModule, SplitDigits, TensorImages
 from lightning_cil.types import Stage, Task
 
@@ -39,11 +39,11 @@ def pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def noisy(image):
+def noisy(image, key):
     """Random in two steps, with time for other threads between them."""
-    first = torch.randint(0, 100, (3, 1, 1))
+    first = int(100 * uniform(key))
     time.sleep(0.0005)
-    return (pixels(image).int() + first + torch.randint(0, 100, (3, 1, 1))).to(torch.uint8)
+    return (pixels(image).int() + first + int(100 * uniform(key, 1))).to(torch.uint8)
 
 
 class Toy(IncrementalDataModule):
@@ -445,6 +445,7 @@ def stub_trainer(**attributes):
             "global_rank": 0,
             "world_size": 1,
             "limit_train_batches": 1.0,
+            "strategy": SimpleNamespace(root_device=torch.device("cpu")),
             "precision_plugin": HalfPrecision("bf16-true"),
             **attributes,
         }

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
+from lightning_cil._random import uniform
 from lightning_cil.data import FileImages, TensorImages
+from lightning_cil.data._files import RandomResizedCrop
 from lightning_cil.data.images import read_image
 
 
@@ -18,12 +21,13 @@ def pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def noisy(image):
+def noisy(image, key):
     """A random transform in two steps, with time for other threads between them."""
-    first = torch.randint(0, 256, (3, 1, 1))
+    first = int(256 * uniform(key, 0))
     time.sleep(0.0005)
-    second = torch.randint(0, 256, (3, 1, 1))
-    return torch.cat([pixels(image)[:, :1, :1], first.to(torch.uint8), second.to(torch.uint8)], dim=2)
+    second = int(256 * uniform(key, 1))
+    noise = torch.tensor([first, second], dtype=torch.uint8).expand(3, 1, 2)
+    return torch.cat([pixels(image)[:, :1, :1], noise], dim=2)
 
 
 def rgb(size=(8, 6), seed=0):
@@ -262,9 +266,8 @@ def test_random_transform_is_a_function_of_the_key(tmp_path):
     torch.rand(3)
     assert torch.equal(split.load(2, 7), first)
     assert not torch.equal(split.load(2, 8), first)
-    generator = torch.Generator().manual_seed(7)
-    expected = [torch.randint(0, 256, (3, 1, 1), generator=generator) for _ in range(2)]
-    assert torch.equal(first[:, :, 1:].long(), torch.cat(expected, dim=2))
+    expected = [int(256 * uniform(7, i)) for i in range(2)]
+    assert first[0, 0, 1:].tolist() == expected
 
 
 @pytest.mark.parametrize("key", [None, 0, 2**63 - 1])
@@ -276,17 +279,38 @@ def test_loading_leaves_the_global_generators_as_they_are(tmp_path, key):
     assert global_states() == before
 
 
-def test_generator_is_put_back_after_an_error(tmp_path):
-    def failing(image):
-        torch.rand(5)
-        raise KeyError("inside")
+def test_without_a_random_transform_training_images_are_the_fixed_ones(tmp_path):
+    split = files(tmp_path, train_transform=None)
+    assert torch.equal(split.load(3, 7), split.load(3, None))
 
-    split = files(tmp_path, train_transform=failing)
-    before = global_states()
-    for _ in range(2):  # the lock is free again too
-        with pytest.raises(KeyError, match="inside"):
-            split.load(0, 1)
-    assert global_states() == before
+
+def test_random_crops_fit_and_are_spread_as_torchvisions(tmp_path):
+    """Area, aspect ratio and position of 4,000 boxes beside those of torchvision's own transform."""
+    height, width, count = 90, 120, 4000
+    boxes = torch.tensor([RandomResizedCrop.box(height, width, key) for key in range(count)]).double()
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = [v2.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(count)]
+    top, left, h, w = boxes.T
+    assert ((top >= 0) & (left >= 0) & (top + h <= height) & (left + w <= width)).all()
+    for ours, reference in zip(_shape(boxes), _shape(torch.tensor(theirs).double()), strict=True):
+        error = 5 * (2 / count) ** 0.5 * reference.std()
+        assert abs(ours.mean() - reference.mean()) < error
+        assert abs(ours.std() - reference.std()) < error
+
+
+def _shape(boxes):
+    top, left, height, width = boxes.T
+    return height * width, width / height, top, left
+
+
+@pytest.mark.parametrize("size", [(1, 60), (60, 1), (1, 1)])
+def test_crop_of_a_strip_is_its_middle(size):
+    for key in range(50):
+        top, left, height, width = RandomResizedCrop.box(*size, key)
+        assert 0 <= top <= size[0] - height
+        assert 0 <= left <= size[1] - width
+        assert 1 <= height * width <= 2
 
 
 def test_threads_do_not_draw_from_each_others_generator(tmp_path):

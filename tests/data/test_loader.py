@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lightning_cil._random import counter_hash, fold_seed, permutation
+from lightning_cil._random import counter_hash, fold_seed, permutation, uniform
 from lightning_cil.data import FileImages, StreamLoader, TensorImages
 
 checked = settings(max_examples=120, deadline=None, database=None, derandomize=True)
@@ -23,8 +23,8 @@ def pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def noisy(image):
-    return (pixels(image).int() + torch.randint(0, 100, (3, 1, 1))).to(torch.uint8)
+def noisy(image, key):
+    return (pixels(image).int() + int(100 * uniform(key))).to(torch.uint8)
 
 
 def memory_split(count, channels=1):

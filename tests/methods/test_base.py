@@ -101,3 +101,19 @@ def test_a_module_as_backbone_needs_its_width() -> None:
 def test_a_backbone_module_is_used_as_it_is() -> None:
     backbone = TINY.build()
     assert make(FineTune, backbone=backbone, optimizer=sgd).backbone is backbone
+
+
+def test_logits_are_compared_in_float32_under_mixed_precision() -> None:
+    """In bfloat16, logits that differ by less than 1/256 of their size are equal, and the first class wins."""
+    module = make(FineTune)
+    tasks = make_tasks([2, 2])
+    module.begin_stream(tasks, seed=0)
+    module.grow_to(tasks[0])
+    image = torch.randn(16, 1, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features, logits = module.features(image), module.predict_logits(image)
+    assert features.dtype == torch.bfloat16
+    assert logits.dtype == torch.float32
+    expected = features.float() @ module.head.weight.T + module.head.bias
+    torch.testing.assert_close(logits[:, :2], expected)
+    assert not logits.equal(logits.bfloat16().float())

@@ -91,6 +91,18 @@ class TestAllHeads:
         torch.testing.assert_close(head.preview(features, [2, 3]), grown(cls, [2, 3])(features))
         assert head.preview(features, []).shape == (5, 0)
 
+    def test_preview_is_drawn_once_and_anew_after_growth(self, cls, features, monkeypatch):
+        head, drawn, new_block = grown(cls, [3]), [], cls._new_block
+        monkeypatch.setattr(cls, "_new_block", lambda self, *args: drawn.append(args) or new_block(self, *args))
+        with torch.inference_mode():
+            first = head.preview(features, [2, 1])
+        wanted = features.clone().requires_grad_()
+        head.preview(wanted, [2, 1]).sum().backward()  # not bound to the mode of the first call
+        assert torch.equal(head.preview(features, [2, 1]), first)
+        assert drawn == [(1, 2), (2, 1)]
+        head.grow(2)
+        torch.testing.assert_close(head.preview(features, [1]), first[:, 2:])
+
     def test_preview_leaves_the_head_alone(self, cls, features):
         head = grown(cls, [2])
         before = copy.deepcopy(head.state_dict())
