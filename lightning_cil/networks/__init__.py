@@ -1,7 +1,7 @@
 """Networks: backbones that make features, heads that grow, and what freezes parts of them."""
 
 from lightning_cil.networks.backbones import create_backbone, feature_width, load_weights
-from lightning_cil.networks.freezing import set_trainable
+from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.small import SmallConvNet
@@ -15,6 +15,7 @@ __all__ = [
     "MultiHead",
     "SmallConvNet",
     "create_backbone",
+    "evaluating",
     "feature_width",
     "load_weights",
     "set_trainable",
