@@ -70,7 +70,7 @@ class ContinualEvaluation(StreamCallback):
         self._last_step = step
         seen = state.current_task.index + 1
         counts = self._count(trainer, pl_module, seen).tolist()
-        rows = {s: [correct[i] for correct in counts] for i, s in enumerate(SCENARIOS)}
+        rows: dict[str, Any] = {s: [correct[i] for correct in counts] for i, s in enumerate(SCENARIOS)}
         total = [correct[-1] for correct in counts]
         self.rows.append({"step": step, "task": seen - 1, "stage": state.stage, "total": total, **rows})
 
@@ -87,7 +87,7 @@ class ContinualEvaluation(StreamCallback):
                     for column, scenario in enumerate(SCENARIOS):
                         counts[task, column] += (predicted[scenario] == batch["target"]).sum()
                     counts[task, -1] += len(batch["target"])
-        return trainer.strategy.reduce(counts, reduce_op="sum")  # type: ignore[return-value]
+        return trainer.strategy.reduce(counts, reduce_op="sum")
 
     def on_task_scored(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Write the rows so far."""

@@ -166,7 +166,7 @@ class IncrementalModule(LightningModule, ABC):
         """The row of the matrix that the running test fills, -1 before training; `None` outside a stream."""
         return self._row
 
-    def predicted_labels(self, batch: Batch) -> dict[Scenario, Tensor]:
+    def predicted_labels(self, batch: Batch) -> dict[str, Tensor]:
         """Predictions of a batch in both scenarios from one pass.
 
         Returns:
@@ -235,7 +235,7 @@ class IncrementalModule(LightningModule, ABC):
         row = len(self.head.sizes) - 1 if self._row is None else self._row
         for scenario in SCENARIOS:
             self._matrices[scenario].update(predicted[scenario], batch["target"], batch["task"], row)
-        return {**predicted}
+        return predicted
 
     def on_test_epoch_end(self) -> None:
         """Outside a stream, log the accuracy on every seen task and their mean."""

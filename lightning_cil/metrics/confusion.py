@@ -60,7 +60,9 @@ def per_class_accuracy(target: Labels, predicted: Labels, num_classes: int) -> n
     """
     correct = np.bincount(target[target == predicted], minlength=num_classes)
     total = np.bincount(target, minlength=num_classes)
-    return np.divide(correct, total, out=np.full(num_classes, np.nan), where=total > 0)
+    accuracy = np.full(num_classes, np.nan)
+    np.divide(correct, total, out=accuracy, where=total > 0)
+    return accuracy
 
 
 def task_confusion(target: Labels, predicted: Labels, task_sizes: Sequence[int]) -> npt.NDArray[np.int64]:
