@@ -19,6 +19,7 @@ import lightning_cil.methods
 import lightning_cil.schedulers
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
+from lightning_cil.references import run_references
 from lightning_cil.trainer import IncrementalTrainer, newest_checkpoint
 
 
@@ -109,6 +110,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # torch's own
     try:
+        if command == "references":
+            return run_references(arguments[1:], lambda rest: run(["fit", *rest], debug))
         StreamCLI(arguments)
     except SystemExit as stop:
         return int(stop.code or 0) if not isinstance(stop.code, str) else 1
