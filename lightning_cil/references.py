@@ -82,8 +82,8 @@ def run_references(arguments: Sequence[str], fit: Callable[[list[str]], int]) ->
         made = reference_config(config, reference, root, options)
         if "epochs" not in made["model"]["init_args"] and not any(a.startswith("--model.epochs") for a in rest):
             raise ValueError(
-                f"{run / 'config.yaml'}: {config['model']['class_path']} has no `epochs`, so that nothing says how long "
-                f"{reference} is to be trained. Say it: --model.epochs N"
+                f"{run / 'config.yaml'}: {config['model']['class_path']} has no `epochs`, so that nothing says how "
+                f"long {reference} is to be trained. Say it: --model.epochs N"
             )
         root.mkdir(parents=True, exist_ok=True)
         path = root / "config.yaml"
@@ -124,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; expected the folder of a run that `lightning-cil fit` made, such as runs/version_0. "
-            "A run made in Python has no config: train `Joint` there in the same way as the method."
+            f"{path}: no such file; expected the folder of a run that `lightning-cil fit` made, such as "
+            "runs/version_0. A run made in Python has no config: train `Joint` there in the same way as the method."
         )
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
