@@ -15,6 +15,7 @@ commands:
   test       score a checkpoint on the test data of every task
   predict    classify a folder of images     lightning-cil predict --config RUN/config.yaml \\
                                                  --ckpt_path RUN/checkpoints/last.ckpt --images FOLDER
+  references train what a run is measured against   lightning-cil references RUN
   methods    list the methods
   data       list the data sets
 
@@ -24,7 +25,7 @@ options:
   --debug        show the Python traceback of an error (before or after the command)
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "methods", "data")
+COMMANDS = ("fit", "validate", "test", "predict", "references", "methods", "data")
 
 
 def main(args: Sequence[str] | None = None) -> int:

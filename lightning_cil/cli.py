@@ -23,6 +23,7 @@ from lightning_cil._compat import metadata_file
 from lightning_cil._usage import UsageError, UsageParser, explain
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
+from lightning_cil.references import run_references
 from lightning_cil.run_logger import RunLogger
 from lightning_cil.trainer import IncrementalTrainer, newest_checkpoint
 
@@ -81,6 +82,7 @@ class StreamCLI(LightningCLI):
             for name, value in vars(owner).items():
                 if isinstance(value, partial) and value.args and inspect.isclass(value.args[0]):
                     setattr(owner, name, partial(value.args[0], *value.args[1:], **value.keywords))
+
     def before_instantiate_classes(self) -> None:
         """Only a run that trains gets a folder, unless a logger was asked for."""
         if self.subcommand != "fit":
@@ -139,6 +141,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # torch's own
     try:
+        if command == "references":
+            return run_references(arguments[1:], lambda rest: run(["fit", *rest], debug))
         StreamCLI(arguments)
     except SystemExit as stop:
         return int(stop.code or 0) if not isinstance(stop.code, str) else 1

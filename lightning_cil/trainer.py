@@ -34,6 +34,7 @@ from lightning_cil.callbacks.finite_loss import FiniteLoss
 from lightning_cil.callbacks.freezing import StagedFreezing
 from lightning_cil.callbacks.progress import StreamProgressBar
 from lightning_cil.callbacks.random_state import RandomState
+from lightning_cil.callbacks.records import PredictionRecords
 from lightning_cil.callbacks.replay import ReplayBuffer
 from lightning_cil.callbacks.results import ResultsWriter
 from lightning_cil.callbacks.stream_state import SCHEMA, StageTime, StreamState
@@ -57,7 +58,8 @@ class IncrementalTrainer(Trainer):
 
     Args:
         callbacks: As in the stock Trainer; what a stream needs and the list lacks is added (`StreamState`,
-            `RandomState`, `FiniteLoss`, `StreamCheckpoint`, `ResultsWriter`, `StreamSummary`, `StreamProgressBar`).
+            `RandomState`, `FiniteLoss`, `PredictionRecords`, `ResultsWriter`, `StreamSummary`, `StreamProgressBar`,
+            `StreamCheckpoint`).
         logger: As in the stock Trainer; by default CSV files in `default_root_dir/version_<n>`.
         default_root_dir: Where run folders are made; `runs` by default.
         enable_checkpointing: Whether checkpoints are written.
@@ -717,6 +719,7 @@ def _with_defaults(given: list[Callback], *, checkpoints: bool, bar: bool, check
     added += [RandomState()] if lacks(RandomState) else []
     added += [FiniteLoss()] if check_finite and lacks(FiniteLoss) else []
     added += given
+    added += [PredictionRecords()] if lacks(PredictionRecords) else []
     added += [ResultsWriter()] if lacks(ResultsWriter) else []
     added += [StreamSummary()] if lacks(StreamSummary) else []
     added += [StreamProgressBar()] if bar and lacks(ProgressBar) else []

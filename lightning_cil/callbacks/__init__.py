@@ -2,11 +2,14 @@
 
 from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.checkpoint import StreamCheckpoint
+from lightning_cil.callbacks.continual_evaluation import ContinualEvaluation
+from lightning_cil.callbacks.feature_records import FeatureRecords
 from lightning_cil.callbacks.finite_loss import FiniteLoss, NonFiniteError
 from lightning_cil.callbacks.freezing import StagedFreezing
 from lightning_cil.callbacks.monitors import EarlyStopping, ModelCheckpoint
 from lightning_cil.callbacks.progress import StreamProgressBar
 from lightning_cil.callbacks.random_state import RandomState
+from lightning_cil.callbacks.records import PredictionRecords
 from lightning_cil.callbacks.replay import ReplayBuffer
 from lightning_cil.callbacks.results import ResultsWriter
 from lightning_cil.callbacks.stream_state import StreamState
@@ -14,10 +17,13 @@ from lightning_cil.callbacks.summary import StreamSummary
 from lightning_cil.callbacks.teacher import Teacher
 
 __all__ = [
+    "ContinualEvaluation",
     "EarlyStopping",
+    "FeatureRecords",
     "FiniteLoss",
     "ModelCheckpoint",
     "NonFiniteError",
+    "PredictionRecords",
     "RandomState",
     "ReplayBuffer",
     "ResultsWriter",

@@ -1,6 +1,6 @@
 """The hooks that a stream adds to Lightning's."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch import Callback
 
@@ -26,6 +26,9 @@ class StreamCallback(Callback):
     only set shapes, modes and `requires_grad`. `on_task_end` can run again after a kill inside it, from the
     state of the last checkpoint, so it must be a function of that state.
     """
+
+    part_of_method: ClassVar[bool] = False
+    """Whether a run with another method should leave the callback out: memory, teacher, stages."""
 
     def on_stream_start(self, trainer: "Trainer", module: "LightningModule", resumed: bool) -> None:
         """Before everything else; not resumed: forget what an earlier stream left here."""

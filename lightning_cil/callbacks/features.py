@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_cil.callbacks.gather import gather_columns
+from lightning_cil.networks.freezing import evaluating
 from lightning_cil.types import FeatureExtractor
 
 
@@ -30,24 +32,15 @@ def extract_features(trainer: Trainer, module: LightningModule, loader: Iterable
             f"{type(module).__name__} has no method `features(image)`, which herding needs; expected one that maps "
             "[B, channels, height, width] to [B, dim]. Add it, or use selection='balanced'."
         )
-    modes = [m.training for m in module.modules()]
-    module.eval()
-    parts, indices, count, shared = [], [], 0, True
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
+    parts: list[tuple[Tensor, Tensor]] = []
+    count, shared = 0, True
+    with evaluating(module), trainer.precision_plugin.forward_context():
         for batch in loader:
             batch = trainer.strategy.batch_to_device(batch)  # with the batch transforms of datamodule or module
             shared = isinstance(batch, dict)
             image = batch["image"] if isinstance(batch, dict) else batch[0]
             index = batch["index"] if isinstance(batch, dict) else torch.arange(count, count + len(image))
             count += len(image)
-            parts.append(module.features(image).float().cpu())
-            indices.append(index.cpu())
-    for part, mode in zip(module.modules(), modes, strict=True):
-        part.training = mode
-    features, index = torch.cat(parts), torch.cat(indices)
-    if trainer.world_size > 1 and shared:
-        gathered: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, (features, index))
-        features, index = torch.cat([g[0] for g in gathered]), torch.cat([g[1] for g in gathered])
-    order = index.argsort(stable=True)
-    return features[order], index[order]
+            parts.append((index.cpu(), module.features(image).float().cpu()))
+    index, features = gather_columns(trainer, parts, shared)
+    return features, index

@@ -35,6 +35,8 @@ class StagedFreezing(StreamCallback):
         >>> callback = StagedFreezing([Stage("head", 2, ["head.*"]), Stage("all", 8)])
     """
 
+    part_of_method = True
+
     def __init__(self, stages: Sequence[Stage]) -> None:
         if not stages:
             raise ValueError("`stages=[]`: expected at least one, for example [Stage('head', 2, ['head.*'])].")

@@ -64,6 +64,8 @@ class ReplayBuffer(StreamCallback):
         ValueError: For a budget that is missing, doubled, or below 1, and for combinations that cannot be.
     """  # noqa: E501
 
+    part_of_method = True
+
     def __init__(
         self,
         total: int | None = None,

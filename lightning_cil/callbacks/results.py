@@ -5,9 +5,11 @@ import io
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -155,12 +157,13 @@ def _matrix_csv(results: dict[str, Any]) -> str:
     return buffer.getvalue()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file beside the old one and put it in its place."""
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Write a file beside the old one and put it in its place once it is complete."""
     draft = path.with_name(path.name + ".part")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with draft.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
@@ -169,3 +172,9 @@ def write_atomically(path: Path, text: str) -> None:
         raise OSError(
             error.errno, f"{error.strerror or error}; free some space, or correct the permissions", str(path)
         ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The same for a text."""
+    with replace_atomically(path) as file:
+        file.write(text.encode())

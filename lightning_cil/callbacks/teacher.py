@@ -29,6 +29,8 @@ class Teacher(StreamCallback):
     Uses `module(image) -> logits`.
     """  # noqa: E501
 
+    part_of_method = True
+
     def __init__(self) -> None:
         self.network: nn.Module | None = None
         self._weights: dict[str, Tensor] | None = None

@@ -188,6 +188,24 @@ class IncrementalModule(LightningModule, ABC):
             logits = self.head(features)
             return torch.cat([logits, self.head.preview(features, future)], dim=1) if future else logits
 
+    @property
+    def evaluation_row(self) -> int | None:
+        """The row of the matrix that the running test fills, -1 before training; `None` outside a stream."""
+        return self._row
+
+    def predicted_labels(self, batch: Batch) -> dict[str, Tensor]:
+        """Predictions of a batch in both scenarios from one pass.
+
+        Returns:
+            long `[B]` each; -1 in Class-IL where no class has been learned.
+        """
+        logits = self.predict_logits(batch["image"])
+        seen = self.head.num_classes
+        return {
+            "class_il": logits[:, :seen].argmax(1) if seen else torch.full_like(batch["target"], -1),
+            "task_il": self._mask_other_tasks(logits, batch["task"]).argmax(1),
+        }
+
     def begin_evaluation(self, row: int) -> None:
         """The next test run fills row `row` of the matrices."""
         self._row = row
@@ -234,15 +252,17 @@ class IncrementalModule(LightningModule, ABC):
         for matrix in self._matrices.values():
             matrix.to(self.device).reset()
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count correct predictions of a batch in both scenarios."""
-        logits = self.predict_logits(batch["image"])
-        target, task = batch["target"], batch["task"]
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Count correct predictions of a batch in both scenarios.
+
+        Returns:
+            The predicted labels, long `[B]`, by scenario; -1 where no class has been learned.
+        """
+        predicted = self.predicted_labels(batch)
         row = len(self.head.sizes) - 1 if self._row is None else self._row
-        seen = self.head.num_classes
-        prediction = logits[:, :seen].argmax(1) if seen else torch.full_like(target, -1)
-        self._matrices["class_il"].update(prediction, target, task, row)
-        self._matrices["task_il"].update(self._mask_other_tasks(logits, task).argmax(1), target, task, row)
+        for scenario in SCENARIOS:
+            self._matrices[scenario].update(predicted[scenario], batch["target"], batch["task"], row)
+        return predicted
 
     def on_test_epoch_end(self) -> None:
         """Outside a stream, log the accuracy on every seen task and their mean."""

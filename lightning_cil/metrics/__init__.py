@@ -6,6 +6,14 @@ The shells are imported on first use: torchmetrics takes seconds to load, and re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_cil.metrics.confusion import confusion_matrix, per_class_accuracy, recency_bias, task_confusion
+from lightning_cil.metrics.continual import (
+    CONTINUAL_FORMULAS,
+    Measurement,
+    minimum_accuracy,
+    stability_gap,
+    worst_case_accuracy,
+)
 from lightning_cil.metrics.footprint import Footprint, count_parameters, footprint, megabytes, module_bytes
 from lightning_cil.metrics.scores import (
     FORMULAS,
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CONTINUAL_FORMULAS",
     "FORMULAS",
     "AverageAccuracy",
     "AverageForgetting",
@@ -42,22 +51,30 @@ __all__ = [
     "Footprint",
     "ForwardTransfer",
     "Intransigence",
+    "Measurement",
     "PlasticityStability",
     "TaskMatrix",
     "average_accuracy",
     "average_forgetting",
     "average_incremental_accuracy",
     "backward_transfer",
+    "confusion_matrix",
     "count_parameters",
     "footprint",
     "forward_transfer",
     "intransigence",
     "megabytes",
+    "minimum_accuracy",
     "module_bytes",
+    "per_class_accuracy",
     "plasticity",
     "plasticity_stability",
+    "recency_bias",
     "sample_weighted_accuracy",
+    "stability_gap",
     "summarise",
+    "task_confusion",
+    "worst_case_accuracy",
 ]
 
 

@@ -1,7 +1,7 @@
 """Networks: backbones that make features, heads that grow, and what freezes parts of them."""
 
 from lightning_cil.networks.backbones import create_backbone, feature_width, load_weights
-from lightning_cil.networks.freezing import set_trainable
+from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.sharding import copy_unsharded, shard_children, unsharded
@@ -17,6 +17,7 @@ __all__ = [
     "SmallConvNet",
     "copy_unsharded",
     "create_backbone",
+    "evaluating",
     "feature_width",
     "load_weights",
     "set_trainable",

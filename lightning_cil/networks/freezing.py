@@ -1,9 +1,11 @@
-"""Which parameters a stage trains, chosen by name."""
+"""Which parameters a stage trains, chosen by name, and evaluation in between."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 
@@ -40,6 +42,19 @@ def set_trainable(module: nn.Module, patterns: Sequence[str]) -> list[str]:
         parameter.requires_grad_(id(parameter) in matched)
     _set_modes(module, mode=True)
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; afterwards every part has the mode it had."""
+    modes = [part.training for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in zip(module.modules(), modes, strict=True):
+            part.training = mode
 
 
 def _set_modes(module: nn.Module, mode: bool) -> None:

@@ -106,7 +106,7 @@ def test_shares_of_all_ranks_are_put_in_order(stream: SimpleNamespace, monkeypat
     """Two ranks with a share each: what `all_gather_object` of the other gives is merged by index."""
     index = torch.arange(10)
     expected, _ = extract_features(stream.trainer, stream.module, stream.data.eval_loader(index))
-    other = expected[1::2], index[1::2]
+    other = [index[1::2], expected[1::2]]
 
     def gather(parts: list[Any], own: Any) -> None:
         parts[0], parts[1] = own, other

@@ -17,7 +17,7 @@ from lightning_cil.callbacks import ReplayBuffer, StreamCallback
 from lightning_cil.data import SplitDigits
 from lightning_cil.methods import ER, FineTune, LwF
 from lightning_cil.networks.sharding import is_sharded
-from tests.streams import fit, make, results
+from tests.streams import fit, make
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -1,0 +1,29 @@
+"""Columns of samples from all ranks, the same on every rank."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+
+def gather_columns(trainer: Trainer, parts: Sequence[tuple[Tensor, ...]], shared: bool = True) -> list[Tensor]:
+    """Join all batches of all ranks.
+
+    Args:
+        trainer: Gives the process group.
+        parts: This rank's batches, each a tuple of columns `[B, …]`, the sample's index first.
+        shared: Whether the ranks have shares of the samples; `False`: each has all of them.
+
+    Returns:
+        The columns on the CPU, sorted by index.
+    """
+    own = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
+    gathered: list[Any] = [own]
+    if trainer.world_size > 1 and shared:
+        gathered = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, own)
+    columns = [torch.cat(column) for column in zip(*(g for g in gathered if g), strict=True)]
+    order = columns[0].argsort(stable=True)
+    return [column[order] for column in columns]

@@ -1,0 +1,143 @@
+"""`lightning-cil references RUN`: train what the scores of a finished run are measured against.
+
+From the run's own `config.yaml` two further runs can be made, with its data, seed, network, optimizer and epochs:
+
+| folder | method | gives |
+|---|---|---|
+| `RUN/references/joint` | `Joint` | the bound: intransigence, the line above the curves |
+| `RUN/references/independent` | `Independent` | what each task is worth alone (on request) |
+
+`lightning-cil report` looks there. A reference that is complete is left alone; one that was interrupted goes on.
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_cil.callbacks import StreamCallback
+from lightning_cil.methods import Independent, Joint
+from lightning_cil.trainer import newest_checkpoint
+
+FOLDER = "references"
+METHODS: dict[str, type] = {"joint": Joint, "independent": Independent}
+
+
+def reference_config(config: dict[str, Any], reference: str, root: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """A run's config with the method replaced.
+
+    Args:
+        config: The run's `config.yaml`.
+        reference: `joint` or `independent`.
+        root: Where the reference's run folders are made.
+        options: Further arguments of the method.
+
+    Returns:
+        A config for `lightning-cil fit`. Of the method's arguments those that the reference has are kept; callbacks
+        that are parts of the method (memory, teacher, stages) are left out.
+    """
+    method = METHODS[reference]
+    known = inspect.signature(method).parameters
+    given = config["model"].get("init_args") or {}
+    trainer = dict(config.get("trainer") or {})
+    trainer["callbacks"] = [c for c in trainer.get("callbacks") or [] if not _is_part_of_method(c["class_path"])]
+    trainer |= {"default_root_dir": str(root), "logger": None, "stop_after_task": None}
+    arguments = {name: value for name, value in given.items() if name in known} | options
+    return {
+        **{key: config[key] for key in ("seed_everything", "data") if key in config},
+        "trainer": trainer,
+        "model": {"class_path": f"{method.__module__}.{method.__qualname__}", "init_args": arguments},
+    }
+
+
+def run_references(arguments: Sequence[str], fit: Callable[[list[str]], int]) -> int:
+    """Train the references of a run.
+
+    Args:
+        arguments: Those of `lightning-cil references`.
+        fit: Runs `lightning-cil fit` with arguments.
+
+    Returns:
+        Exit status, that of the first training that failed.
+
+    Raises:
+        FileNotFoundError: When the folder is no run that was made from a config.
+        ValueError: When its config cannot be read, or does not say how long to train.
+    """
+    given, rest = _parser().parse_known_args(arguments)
+    run = Path(given.run)
+    config = _read(run / "config.yaml")
+    for reference in ["joint", *(["independent"] if given.independent else [])]:
+        root = run / FOLDER / reference
+        done = finished_reference(run, reference)
+        if done is not None:
+            print(f"{reference}: complete already, {done}")
+            continue
+        options = {"joint_mode": "cumulative"} if reference == "joint" and given.cumulative else {}
+        made = reference_config(config, reference, root, options)
+        if "epochs" not in made["model"]["init_args"] and not any(a.startswith("--model.epochs") for a in rest):
+            raise ValueError(
+                f"{run / 'config.yaml'}: {config['model']['class_path']} has no `epochs`, so that nothing says how "
+                f"long {reference} is to be trained. Say it: --model.epochs N"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        path = root / "config.yaml"
+        path.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
+        go_on = ["--ckpt_path", "last"] if newest_checkpoint(root) is not None else []
+        status = fit(["--config", str(path), *go_on, *rest])
+        if status:
+            return status
+    print(f"\nNext:  lightning-cil report {run}")
+    return 0
+
+
+def finished_reference(run: Path, reference: str) -> Path | None:
+    """The complete run of a reference, the newest if there are several; `None` if there is none."""
+    for path in sorted((run / FOLDER / reference).glob("*/results.json"), key=lambda p: -p.stat().st_mtime):
+        if json.loads(path.read_text(encoding="utf-8")).get("status") == "complete":
+            return path.parent
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "lightning-cil references",
+        description="Train what the scores of a run are measured against, from its own config.yaml.",
+        epilog="Further options are those of `lightning-cil fit`, for example --model.epochs 100 --trainer.devices 2.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--independent", action="store_true", help="also a network of its own for every task")
+    parser.add_argument(
+        "--cumulative",
+        action="store_true",
+        help="train Joint anew for every task: a bound after each, not one at the end",
+    )
+    return parser
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; expected the folder of a run that `lightning-cil fit` made, such as "
+            "runs/version_0. A run made in Python has no config: train `Joint` there in the same way as the method."
+        )
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config["model"]["class_path"]
+    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not the config of a run ({error}); expected what `lightning-cil fit` wrote."
+        ) from error
+    return dict(config)
+
+
+def _is_part_of_method(class_path: str) -> bool:
+    module, _, name = class_path.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    return issubclass(kind, StreamCallback) and kind.part_of_method
