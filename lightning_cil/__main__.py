@@ -15,6 +15,7 @@ commands:
   test       score a checkpoint on the test data of every task
   predict    classify a folder of images     lightning-cil predict --config RUN/config.yaml \\
                                                  --ckpt_path RUN/checkpoints/last.ckpt --images FOLDER
+  report     tables, figures and a page from finished runs      lightning-cil report RUN [RUN ...] [--joint RUN]
   methods    list the methods
   data       list the data sets
 
@@ -24,7 +25,7 @@ options:
   --debug        show the Python traceback of an error (before or after the command)
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "methods", "data")
+COMMANDS = ("fit", "validate", "test", "predict", "report", "methods", "data")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -56,6 +57,10 @@ def main(args: Sequence[str] | None = None) -> int:
             f"lightning-cil: unknown command {given!r}; expected one of {', '.join(COMMANDS)}.{hint}", file=sys.stderr
         )
         return 2
+    if arguments[0] == "report":
+        from lightning_cil.report.command import run as run_report
+
+        return run_report(arguments[1:], debug=debug)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # classes of the user's own, beside the config; `python -m` has it already
     from lightning_cil.cli import run

@@ -1,0 +1,126 @@
+"""`load_runs` and `Runs`: any number of runs, and what can be said of them."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_cil.report.published import Published, read_published, unmatched
+from lightning_cil.report.runs import JOINT, Group, Run, group_runs, notes_of, read_all, without_results
+from lightning_cil.report.tables import Table, make_table, tables_csv
+from lightning_cil.types import SCENARIOS, Scenario
+
+if TYPE_CHECKING:
+    pass
+
+Paths = str | Path | Iterable[str | Path]
+
+
+def load_runs(
+    paths: Paths,
+    *,
+    joint: Paths = (),
+    published: str | Path | None = None,
+    average_different_orders: bool = False,
+) -> "Runs":
+    """Read runs from their `results.json`.
+
+    Args:
+        paths: Run folders, folders with runs below, or `results.json` files.
+        joint: The same for the Joint runs that intransigence and figures compare with; by default those among `paths`,
+            if all have the same settings.
+        published: YAML file with published numbers, see `lightning_cil.report.published`.
+        average_different_orders: Average runs with different class orders or splits.
+
+    Returns:
+        The runs, grouped by their settings.
+
+    Raises:
+        FileNotFoundError: If a path has no run.
+        ValueError: If a file is no `results.json` of a run, a Joint run is none or unfinished, or runs of a group have
+            different class orders or splits.
+    """
+    bounds = read_all(joint)
+    for run in bounds:
+        if run.method != JOINT or not run.complete:
+            what = (
+                f"a run of {run.method}" if run.method != JOINT else f"unfinished ({run.tasks_done} of {run.num_tasks})"
+            )
+            raise ValueError(f"`joint`: {run.path} is {what}, expected a finished run of the method {JOINT}.")
+    runs = {run.path.resolve(): run for run in (*read_all(paths), *bounds)}
+    if not runs:
+        raise ValueError("`paths` names no run; expected at least one run folder.")
+    starts = [paths] if isinstance(paths, str | Path) else list(paths)
+    unstarted = sorted({folder for path in starts for folder in without_results(Path(path))})
+    return Runs(
+        group_runs(list(runs.values()), bounds, average_different_orders),
+        published=read_published(Path(published)) if published is not None else [],
+        unstarted=unstarted,
+        average_different_orders=average_different_orders,
+    )
+
+
+class Runs:
+    """Any number of runs, grouped by their settings. Made by `load_runs`.
+
+    Args:
+        groups: The groups.
+        published: Numbers of others.
+        unstarted: Run folders in which not one task was finished.
+        average_different_orders: Whether groups may hold different class orders or splits.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        published: Sequence[Published] = (),
+        unstarted: Sequence[Path] = (),
+        average_different_orders: bool = False,
+    ) -> None:
+        self.groups = list(groups)
+        self.published = list(published)
+        self.notes = notes_of(self.groups, average_different_orders) + unmatched(published, self.groups)
+        self.notes += [f"{folder}: not one task is finished; left out" for folder in unstarted]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, in the order of the groups."""
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def protocols(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Data sets and task sizes that occur; numbers compare within one."""
+        return list(dict.fromkeys(group.first.protocol for group in self.groups))
+
+    def __len__(self) -> int:
+        """How many runs."""
+        return len(self.runs)
+
+    def table(self, scenario: Scenario = "class_il") -> Table:
+        """The scores of a scenario, a row for each group.
+
+        Returns:
+            Has `markdown()`, `latex()` and `rows`.
+        """
+        return make_table(self.groups, scenario, self.published)
+
+    def write(self, folder: str | Path = "report") -> Path:
+        """Write tables, figures and the page.
+
+        Args:
+            folder: Made if it is not there; files of an earlier report are replaced.
+
+        Returns:
+            The page, `report.html`.
+        """
+        out = Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        tables = [self.table(scenario) for scenario in SCENARIOS]
+        texts = {
+            "tables.md": "\n".join(table.markdown() for table in tables),
+            "tables.tex": "\n".join(table.latex() for table in tables),
+            "tables.csv": tables_csv(tables),
+        }
+        for name, text in texts.items():
+            (out / name).write_text(text, encoding="utf-8")
+        return out / "report.html"
