@@ -1,6 +1,7 @@
 """Tables, figures and one HTML page from any number of runs.
 
-Figures need matplotlib: `pip install lightning-cil[report]`. Loads neither Lightning nor torchvision: reports are made in seconds, also where no training is.
+Figures need matplotlib: `pip install lightning-cil[report]`. Loads neither Lightning nor torchvision: a report takes
+seconds, also where nothing is trained.
 """
 
 from lightning_cil.report.collection import Runs, load_runs

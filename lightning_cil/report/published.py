@@ -101,7 +101,7 @@ def _entry(path: Path, index: int, entry: Any, percent: bool) -> Published:
             scaled = value / 100 if percent and name != "PS" else float(value)
             if name != "PS" and not -1 <= scaled <= 1:
                 raise ValueError(
-                    f"{where}: `{scenario}` has {name}: {value}, which is no {'percentage' if percent else 'fraction'}; "
+                    f"{where}: `{scenario}` has {name}: {value}, no {'percentage' if percent else 'fraction'}; "
                     "say `unit: percent` or `unit: fraction` at the top."
                 )
             found[scenario][str(name)] = scaled

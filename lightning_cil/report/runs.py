@@ -1,7 +1,7 @@
 """Runs from their `results.json`: reading, checking, and grouping by settings, whatever their seeds.
 
-A group is what a table's row shows: runs of one method, data, tasks and settings that differ in their seed only. Nothing
-else than `results.json` is needed; `config.yaml` and records beside it are used where they are.
+A group is a row of a table: runs of one method, data, tasks and settings that differ in their seed only. Nothing else
+than `results.json` is needed; `config.yaml` and records beside it are used where they are.
 """
 
 import json
@@ -19,7 +19,7 @@ SCHEMA = 1
 FILE = "results.json"
 JOINT = "Joint"
 NO_GROUPING = ("data.class_order", "data.val_fraction", "data.split_seed", "data.root", "data.num_workers")
-"""Settings that tell no groups apart: what is compared separately (order and split), and where and how data are read."""
+"""Settings that tell no groups apart: those that are compared on their own, and where and how data are read."""
 
 Flat = dict[str, Any]
 
@@ -334,18 +334,18 @@ def read_run(path: Path) -> Run:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{path} is no complete JSON ({error}); expected the {FILE} of a run. It may be half-written or half-copied: "
-            "copy it again, or resume the run, which writes it anew after its next task."
+            f"{path} is no complete JSON ({error}); expected the {FILE} of a run. It may be half-written or "
+            "half-copied: copy it again, or resume the run, which writes it anew after its next task."
         ) from error
     if not isinstance(results, dict) or "schema" not in results or "task_sizes" not in results:
         raise ValueError(
-            f"{path} was not written by lightning-cil: it has no `schema` or no `task_sizes`. Give the folder of a run, "
-            "or move the file out of the folder that you gave."
+            f"{path} was not written by lightning-cil: it has no `schema` or no `task_sizes`. Give the folder of a "
+            "run, or move the file out of the folder that you gave."
         )
     if results["schema"] != SCHEMA:
         raise ValueError(
-            f"{path} has `schema` {results['schema']!r}, this lightning-cil reads {SCHEMA}. Use the version that wrote it"
-            f" ({results.get('versions', {}).get('lightning-cil', 'not recorded')}), or a newer one."
+            f"{path} has `schema` {results['schema']!r}, this lightning-cil reads {SCHEMA}. Use the version that wrote "
+            f"it ({results.get('versions', {}).get('lightning-cil', 'not recorded')}), or a newer one."
         )
     problem = _problem(results)
     if problem:
@@ -431,7 +431,7 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> Flat:
 # ---------------------------------------------------------------------- grouping
 
 
-def read_all(paths: Iterable[str | Path]) -> list[Run]:
+def read_all(paths: str | Path | Iterable[str | Path]) -> list[Run]:
     """All runs of some paths; one that is named twice counts once."""
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -472,7 +472,7 @@ def _refuse_different_splits(group: list[Run]) -> None:
                 raise ValueError(
                     f"{first.path} and {other.path} are both {first.method} with the same settings, but their {name} "
                     f"differs: {_short(value)} and {_short(other.split[name])}. A mean over them mixes different "
-                    "problems. Report on them separately, or give `--average_different_orders` if that is what you want."
+                    "problems. Report on them separately, or give `--average_different_orders` if you want that."
                 )
 
 
@@ -539,13 +539,13 @@ def notes_of(groups: Sequence[Group], average_different_orders: bool) -> list[st
         twice = sorted({str(s) for s in seeds if seeds.count(s) > 1})
         if twice:
             notes.append(
-                f"{group.label}: several runs have the seed {', '.join(twice)}; repetitions of a seed say nothing about "
-                "the spread over seeds."
+                f"{group.label}: several runs have the seed {', '.join(twice)}; repetitions of a seed say nothing "
+                "about the spread over seeds."
             )
         if not group.complete:
             notes.append(
-                f"{group.label}: unfinished; scores are of the first {group.first.tasks_done} of {group.first.num_tasks} "
-                "tasks and do not compare with finished runs."
+                f"{group.label}: unfinished; scores are of the first {group.first.tasks_done} of "
+                f"{group.first.num_tasks} tasks and do not compare with finished runs."
             )
         if len({json.dumps(r.results.get("versions"), sort_keys=True) for r in group.runs}) > 1:
             notes.append(f"{group.label}: the runs were made with different versions of the software.")

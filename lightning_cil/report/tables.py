@@ -142,7 +142,10 @@ class Table:
             "\\midrule",
         ]
         for row in self.rows:
-            cells = [latex_text(t) + (f"\\textsuperscript{{{latex_text(m)}}}" if m else "") for t, m in self.texts(row)]
+            cells = [
+                _MINUS.sub("$-$", latex_text(t)) + (f"\\textsuperscript{{{latex_text(m)}}}" if m else "")
+                for t, m in self.texts(row)
+            ]
             lines.append(" & ".join(cells) + r" \\")
         lines += ["\\bottomrule", "\\end{tabular}", "", "\\footnotesize"]
         lines += [latex_text(note) + r" \\" for note in (*self.notes(), *self.formulas())]
@@ -313,8 +316,11 @@ _LATEX = {
 }
 
 
+_MINUS = re.compile(r"^-(?=\d)")
+
+
 def _letter(index: int) -> str:
-    """A, b, …, z, aa, ab, …"""
+    """Give a, b, …, z, aa, ab and so on."""
     text = chr(ord("a") + index % 26)
     return text if index < 26 else _letter(index // 26 - 1) + text
 
