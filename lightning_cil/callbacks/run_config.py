@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch import nn
 
+from lightning_cil.callbacks.stream_state import StreamState
+
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_steps")
 """Attributes of the trainer that change what is learned."""
 
@@ -61,7 +63,7 @@ def _parameters(thing: object) -> list[str]:
 
 def _matters(callback: Callback) -> bool:
     """Whether a callback can change what is learned: it has arguments and neither shows nor saves."""
-    return bool(_parameters(callback)) and not isinstance(callback, Checkpoint | ProgressBar)
+    return bool(_parameters(callback)) and not isinstance(callback, Checkpoint | ProgressBar | StreamState)
 
 
 def _optimizer(module: LightningModule) -> dict[str, Any]:
