@@ -1,16 +1,24 @@
 """`load_runs` and `Runs`: any number of runs, and what can be said of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lightning_cil.metrics.plots import figure_of, require_matplotlib
+from lightning_cil.report import figures
+from lightning_cil.report.files import STYLE, save
+from lightning_cil.report.page import Drawn, make_page
 from lightning_cil.report.published import Published, read_published, unmatched
 from lightning_cil.report.runs import JOINT, Group, Run, group_runs, notes_of, read_all, without_results
-from lightning_cil.report.tables import Table, make_table, tables_csv
+from lightning_cil.report.tables import Table, make_table, protocol_name, tables_csv
 from lightning_cil.types import SCENARIOS, Scenario
 
 if TYPE_CHECKING:
     pass
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Paths = str | Path | Iterable[str | Path]
 
@@ -104,23 +112,99 @@ class Runs:
         """
         return make_table(self.groups, scenario, self.published)
 
+    def plot_matrix(
+        self, row: str | int = 0, scenario: Scenario = "class_il", ax: "Axes | None" = None
+    ) -> tuple["Figure", "Axes"]:
+        """Heat map of a row's mean accuracy matrix.
+
+        Args:
+            row: Label or number of the row.
+            scenario: Which matrix.
+            ax: Where to draw; by default in a new figure.
+
+        Returns:
+            Figure and axes, as all `plot_` methods.
+
+        Raises:
+            KeyError: If no row has the label.
+            ModuleNotFoundError: Without matplotlib.
+        """
+        labels = [group.label for group in self.groups]
+        if isinstance(row, str) and row not in labels:
+            raise KeyError(f"`row={row!r}`: no such row; the rows are {', '.join(labels)}.")
+        group = self.groups[labels.index(row) if isinstance(row, str) else row]
+        return _in_axes(ax, lambda axes: figures.draw_matrix(group, scenario, axes))
+
+    def plot_curves(self, scenario: Scenario = "class_il", ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Accuracy against the number of classes seen, a line for each row, Joint as the bound."""
+        return _in_axes(ax, lambda axes: figures.draw_curves(self._comparable(), scenario, axes))
+
+    def plot_forgetting(self, scenario: Scenario = "class_il", ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Forgetting of each task but the last."""
+        return _in_axes(ax, lambda axes: figures.draw_forgetting(self._comparable(), scenario, axes))
+
+    def plot_plasticity_stability(
+        self, scenario: Scenario = "class_il", ax: "Axes | None" = None
+    ) -> tuple["Figure", "Axes"]:
+        """Plasticity against stability, a point for each row."""
+        return _in_axes(ax, lambda axes: figures.draw_plasticity_stability(self._comparable(), scenario, axes))
+
+    def plot_memory(self, ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Memory kept between tasks, split into model, exemplars and the rest."""
+        return _in_axes(ax, lambda axes: figures.draw_memory(self.groups, axes))
+
+    def plot_seconds(self, ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Seconds of training and of evaluation."""
+        return _in_axes(ax, lambda axes: figures.draw_seconds(self.groups, axes))
+
+    def _comparable(self) -> list[Group]:
+        if len(self.protocols) > 1:
+            raise ValueError(
+                f"The runs are of {len(self.protocols)} protocols ({'; '.join(map(protocol_name, self.protocols))}), "
+                "whose curves do not compare. Load the runs of one protocol at a time."
+            )
+        return self.groups
+
     def write(self, folder: str | Path = "report") -> Path:
-        """Write tables, figures and the page.
+        """Write tables (`tables.md`, `.tex`, `.csv`), `figures/*.svg` and `*.png`, and the page `report.html`.
 
         Args:
             folder: Made if it is not there; files of an earlier report are replaced.
 
         Returns:
-            The page, `report.html`.
+            The page.
+
+        Raises:
+            ModuleNotFoundError: Without matplotlib.
         """
+        require_matplotlib()
+        import matplotlib
+
         out = Path(folder)
-        out.mkdir(parents=True, exist_ok=True)
+        (out / "figures").mkdir(parents=True, exist_ok=True)
         tables = [self.table(scenario) for scenario in SCENARIOS]
+        drawn: dict[str, list[Drawn]] = {}
+        style: Any = {**matplotlib.rcParamsDefault, **STYLE}
+        with matplotlib.rc_context(style):
+            for number, protocol in enumerate(self.protocols, 1):
+                groups = [group for group in self.groups if group.first.protocol == protocol]
+                prefix = f"{number}_" if len(self.protocols) > 1 else ""
+                drawn[protocol_name(protocol)] = [
+                    (picture.title, picture.alt, save(picture.draw(), out / "figures" / picture.name))
+                    for picture in figures.pictures(groups, prefix)
+                ]
         texts = {
             "tables.md": "\n".join(table.markdown() for table in tables),
             "tables.tex": "\n".join(table.latex() for table in tables),
             "tables.csv": tables_csv(tables),
+            "report.html": make_page(self.groups, tables, drawn, self.notes),
         }
         for name, text in texts.items():
             (out / name).write_text(text, encoding="utf-8")
         return out / "report.html"
+
+
+def _in_axes(ax: "Axes | None", draw: "Callable[[Axes], Figure]") -> tuple["Figure", "Axes"]:
+    require_matplotlib()
+    _, axes = figure_of(ax)
+    return draw(axes), axes
