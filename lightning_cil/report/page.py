@@ -1,6 +1,5 @@
 """One HTML page that needs nothing else: no network, no script or style from elsewhere, figures inside."""
 
-import base64
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 """Browsers that know it fetch nothing, whatever the page says."""
 
 Drawn = tuple[str, str, str]
-"""Title, text for those who do not see the figure, SVG."""
+"""Title, text for those who do not see the figure, data URL."""
 
 
 def make_page(
@@ -70,9 +69,8 @@ def make_page(
 
 
 def _figure(drawn: Drawn) -> str:
-    title, alt, svg = drawn
-    data = base64.b64encode(svg.encode()).decode()
-    image = f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+    title, alt, url = drawn
+    image = f'<img alt="{escape(alt)}" src="{url}">'
     return f"<figure>{image}<figcaption>{escape(title)}</figcaption></figure>\n"
 
 
@@ -115,24 +113,35 @@ def _value(flat: dict[str, Any], name: str) -> str:
 
 def _runs(groups: Sequence[Group]) -> str:
     """Every run: where it is, what made it, and how to make it again."""
-    heads = ("run", "row", "seed", "tasks", "class order", "software", "hardware", "again")
+    heads = ("run", "row", "seed", "tasks", "class order", "made with", "again")
+    machines = {text: f"E{i}" for i, text in enumerate(_environments(groups), 1)}
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    rows = "".join(_run(group, run) for group in groups for run in group.runs)
+    rows = "".join(_run(group, run, machines) for group in groups for run in group.runs)
     configs = "".join(_config(run) for group in groups for run in group.runs)
     return (
         '<div class="wide" tabindex="0" role="region" aria-label="Runs">\n<table id="run-list">\n'
         "<caption>Where the numbers come from and how to make each run again</caption>\n"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody>\n</table>\n</div>\n{configs}"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody>\n</table>\n</div>\n"
+        + _list((f"{name}: {text}" for text, name in machines.items()), "notes")
+        + configs
     )
 
 
-def _run(group: Group, run: Run) -> str:
-    results = run.results
-    software = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items() if v)
-    hardware = results.get("hardware", {})
-    machine = ", ".join(f"{k} {v}" for k, v in hardware.items() if v not in (None, ""))
-    order = results.get("class_order_hash") or "not recorded"
-    texts = (group.label, str(run.seed), f"{run.tasks_done} of {run.num_tasks}", order, software, machine)
+def _environments(groups: Sequence[Group]) -> list[str]:
+    """The different combinations of software and hardware, in the order of the runs."""
+    return list(dict.fromkeys(_environment(run) for group in groups for run in group.runs))
+
+
+def _environment(run: Run) -> str:
+    parts = (run.results.get("versions", {}), run.results.get("hardware", {}))
+    words = [", ".join(f"{k} {v}" for k, v in part.items() if v not in (None, "")) for part in parts]
+    return "; ".join(word or "not recorded" for word in words)
+
+
+def _run(group: Group, run: Run, machines: Mapping[str, str]) -> str:
+    order = run.results.get("class_order_hash") or "not recorded"
+    done = f"{run.tasks_done} of {run.num_tasks}"
+    texts = (group.label, str(run.seed), done, order, machines[_environment(run)])
     cells = "".join(f'<td class="text">{escape(text)}</td>' for text in texts)
     return f'<tr><th scope="row">{escape(run.folder.as_posix())}</th>{cells}<td class="text">{_again(run)}</td></tr>\n'
 
