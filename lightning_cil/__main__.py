@@ -15,7 +15,8 @@ commands:
   test       score a checkpoint on the test data of every task
   predict    classify a folder of images     lightning-cil predict --config RUN/config.yaml \\
                                                  --ckpt_path RUN/checkpoints/last.ckpt --images FOLDER
-  references train what a run is measured against   lightning-cil references RUN
+  references train what a run is measured against            lightning-cil references RUN
+  report     tables, figures and a page from finished runs   lightning-cil report RUN [RUN ...] [--joint RUN]
   methods    list the methods
   data       list the data sets
 
@@ -25,7 +26,7 @@ options:
   --debug        show the Python traceback of an error (before or after the command)
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "references", "methods", "data")
+COMMANDS = ("fit", "validate", "test", "predict", "references", "report", "methods", "data")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -57,6 +58,10 @@ def main(args: Sequence[str] | None = None) -> int:
             f"lightning-cil: unknown command {given!r}; expected one of {', '.join(COMMANDS)}.{hint}", file=sys.stderr
         )
         return 2
+    if arguments[0] == "report":
+        from lightning_cil.report.command import run as run_report
+
+        return run_report(arguments[1:], debug=debug)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # classes of the user's own, beside the config; `python -m` has it already
     from lightning_cil.cli import run

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.run_config import run_config
 from lightning_cil.callbacks.stream_state import Counts, stream_state
 from lightning_cil.metrics.footprint import count_parameters, footprint, module_bytes
 from lightning_cil.metrics.scores import FORMULAS, summarise
@@ -72,6 +73,7 @@ def collect_results(trainer: Trainer, module: LightningModule) -> dict[str, Any]
         "task_sizes": list(datamodule.task_sizes),
         "data_fingerprint": datamodule.fingerprint(),
         "val_fraction": float(datamodule.val_fraction),
+        "config": run_config(trainer, module),
         "matrix": {},
         "before_training": {},
         "scores": {},

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_cil.metrics.plots import plot_task_matrix, require_matplotlib
 from lightning_cil.metrics.scores import (
     average_accuracy,
     average_forgetting,
@@ -182,6 +183,28 @@ class TaskMatrix(Metric):
         """Accuracy over all samples of tasks 0..i after task i: float64 `[T]`. See `sample_weighted_accuracy`."""
         with self._synced():
             return sample_weighted_accuracy(self.correct[1:], self.total[1:])
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the matrix as a heat map; a score, which is one number or one for each step, as torchmetrics does.
+
+        Needs matplotlib: `pip install lightning-cil[report]`.
+
+        Args:
+            val: What `compute` or `forward` returned, or for a score a list of that; by default what `compute` returns
+                now.
+            ax: Matplotlib axes to draw in; by default those of a new figure.
+
+        Returns:
+            Figure and axes.
+
+        Raises:
+            ModuleNotFoundError: Without matplotlib.
+        """
+        require_matplotlib()
+        val = self.compute() if val is None else val
+        if isinstance(val, Tensor) and val.ndim == 2:
+            return plot_task_matrix(val.tolist(), ax)
+        return self._plot(val, ax)
 
     def _rows(self) -> Tensor:
         """All rows, that before training first: `[T+1, T]`."""

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
+from lightning_cil import IncrementalTrainer
 from lightning_cil.callbacks import ReplayBuffer
 from lightning_cil.callbacks.results import scores_of, write_atomically
 from lightning_cil.callbacks.stream_state import Counts, stream_state
 from lightning_cil.methods import ER, FineTune, Joint
 from lightning_cil.metrics import scores as formulas
+from lightning_cil.schedulers import FractionStepLR
 from tests.callbacks.conftest import Recorder, TinyTasks
-from tests.streams import fit, make
+from tests.streams import TINY, fit, make, results
 
 SIZES = [3, 1, 2]
 FIELDS = {
@@ -249,3 +252,53 @@ def test_numbers_that_are_none_are_refused_instead_of_written(run: SimpleNamespa
     finally:
         state.times[0].seconds = seconds
     assert (run.folder / "results.json").read_text() == before
+
+
+# ---------------------------------------------------------------------- config
+
+
+def test_config_holds_what_the_run_was_made_with(run: SimpleNamespace) -> None:
+    config = run.found["config"]
+    assert set(config) == {"method", "data", "callbacks", "trainer"}
+    module, data = run.trainer.lightning_module, run.trainer.datamodule
+    assert config["method"]["epochs"] == module.epochs
+    assert config["method"]["head"] == "linear"
+    assert config["method"]["ce_scope"] == module.hparams["ce_scope"]
+    assert config["data"]["batch_size"] == data.batch_size
+    assert config["callbacks"]["ReplayBuffer"]["total"] == 12
+    assert "StreamState" not in config["callbacks"]
+    assert "StreamProgressBar" not in config["callbacks"]
+
+
+def test_config_names_optimizer_and_schedule_with_their_numbers(tmp_path: Path) -> None:
+    def slow(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.03, momentum=0.5)
+
+    module = make(FineTune, optimizer=slow, lr_scheduler=lambda o: FractionStepLR(o, at=[0.5], factor=0.2))
+    fit(tmp_path, module, TinyTasks(), stop_after_task=0)
+    found = strict(next(tmp_path.rglob("results.json")))["config"]["method"]
+    assert (found["optimizer"]["class"], found["optimizer"]["lr"], found["optimizer"]["momentum"]) == ("SGD", 0.03, 0.5)
+    assert found["lr_scheduler"] == {"class": "FractionStepLR", "at": [0.5], "factor": 0.2}
+
+
+def test_an_optimizer_that_wants_the_real_parameters_does_not_stop_the_results(tmp_path: Path) -> None:
+    def of_two(parameters: Any) -> torch.optim.Optimizer:
+        first, *rest = parameters
+        return torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": rest or 1 / 0}], lr=0.01)
+
+    fit(tmp_path, make(FineTune, optimizer=of_two), TinyTasks(), stop_after_task=0)
+    assert "unknown" in strict(next(tmp_path.rglob("results.json")))["config"]["method"]["optimizer"]
+
+
+def test_runs_of_other_settings_have_another_config(tmp_path: Path) -> None:
+    found = []
+    for name, seed, epochs in (("a", 1, 1), ("b", 2, 1), ("c", 1, 2)):
+        seed_everything(seed, verbose=False)
+        trainer = IncrementalTrainer(
+            accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path / name, stop_after_task=0
+        )
+        trainer.fit(FineTune(backbone=TINY, epochs=epochs), TinyTasks())
+        found.append(results(trainer))
+    assert [r["seed"] for r in found] == [1, 2, 1]
+    assert found[0]["config"] == found[1]["config"]
+    assert found[0]["config"] != found[2]["config"]

@@ -1,0 +1,11 @@
+"""Tables, figures and one HTML page from any number of runs.
+
+Figures need matplotlib: `pip install lightning-cil[report]`. Loads neither Lightning nor torchvision: a report takes
+seconds, also where nothing is trained.
+"""
+
+from lightning_cil.report.collection import Runs, load_runs
+from lightning_cil.report.runs import Group, Run, Stat
+from lightning_cil.report.tables import Table
+
+__all__ = ["Group", "Run", "Runs", "Stat", "Table", "load_runs"]

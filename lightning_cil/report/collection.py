@@ -1,0 +1,210 @@
+"""`load_runs` and `Runs`: any number of runs, and what can be said of them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_cil.metrics.plots import figure_of, require_matplotlib
+from lightning_cil.report import figures
+from lightning_cil.report.files import STYLE, save
+from lightning_cil.report.page import Drawn, make_page
+from lightning_cil.report.published import Published, read_published, unmatched
+from lightning_cil.report.runs import JOINT, Group, Run, group_runs, notes_of, read_all, without_results
+from lightning_cil.report.tables import Table, make_table, protocol_name, tables_csv
+from lightning_cil.types import SCENARIOS, Scenario
+
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Paths = str | Path | Iterable[str | Path]
+
+
+def load_runs(
+    paths: Paths,
+    *,
+    joint: Paths = (),
+    published: str | Path | None = None,
+    average_different_orders: bool = False,
+) -> "Runs":
+    """Read runs from their `results.json`.
+
+    Args:
+        paths: Run folders, folders with runs below, or `results.json` files.
+        joint: The same for the Joint runs that intransigence and figures compare with; by default those among `paths`,
+            if all have the same settings.
+        published: YAML file with published numbers, see `lightning_cil.report.published`.
+        average_different_orders: Average runs with different class orders or splits.
+
+    Returns:
+        The runs, grouped by their settings.
+
+    Raises:
+        FileNotFoundError: If a path has no run.
+        ValueError: If a file is no `results.json` of a run, a Joint run is none or unfinished, or runs of a group have
+            different class orders or splits.
+    """
+    bounds = read_all(joint)
+    for run in bounds:
+        if run.method != JOINT or not run.complete:
+            what = (
+                f"a run of {run.method}" if run.method != JOINT else f"unfinished ({run.tasks_done} of {run.num_tasks})"
+            )
+            raise ValueError(f"`joint`: {run.path} is {what}, expected a finished run of the method {JOINT}.")
+    runs = {run.path.resolve(): run for run in (*read_all(paths), *bounds)}
+    if not runs:
+        raise ValueError("`paths` names no run; expected at least one run folder.")
+    starts = [paths] if isinstance(paths, str | Path) else list(paths)
+    unstarted = sorted({folder for path in starts for folder in without_results(Path(path))})
+    return Runs(
+        group_runs(list(runs.values()), bounds, average_different_orders),
+        published=read_published(Path(published)) if published is not None else [],
+        unstarted=unstarted,
+        average_different_orders=average_different_orders,
+    )
+
+
+class Runs:
+    """Any number of runs, grouped by their settings. Made by `load_runs`.
+
+    Args:
+        groups: The groups.
+        published: Numbers of others.
+        unstarted: Run folders in which not one task was finished.
+        average_different_orders: Whether groups may hold different class orders or splits.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        published: Sequence[Published] = (),
+        unstarted: Sequence[Path] = (),
+        average_different_orders: bool = False,
+    ) -> None:
+        self.groups = list(groups)
+        self.published = list(published)
+        self.notes = notes_of(self.groups, average_different_orders) + unmatched(published, self.groups)
+        self.notes += [f"{folder}: not one task is finished; left out" for folder in unstarted]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, in the order of the groups."""
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def protocols(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Data sets and task sizes that occur; numbers compare within one."""
+        return list(dict.fromkeys(group.first.protocol for group in self.groups))
+
+    def __len__(self) -> int:
+        """How many runs."""
+        return len(self.runs)
+
+    def table(self, scenario: Scenario = "class_il") -> Table:
+        """The scores of a scenario, a row for each group.
+
+        Returns:
+            Has `markdown()`, `latex()` and `rows`.
+        """
+        return make_table(self.groups, scenario, self.published)
+
+    def plot_matrix(
+        self, row: str | int = 0, scenario: Scenario = "class_il", ax: "Axes | None" = None
+    ) -> tuple["Figure", "Axes"]:
+        """Heat map of a row's mean accuracy matrix.
+
+        Args:
+            row: Label or number of the row.
+            scenario: Which matrix.
+            ax: Where to draw; by default in a new figure.
+
+        Returns:
+            Figure and axes, as all `plot_` methods.
+
+        Raises:
+            KeyError: If no row has the label.
+            ModuleNotFoundError: Without matplotlib.
+        """
+        labels = [group.label for group in self.groups]
+        if isinstance(row, str) and row not in labels:
+            raise KeyError(f"`row={row!r}`: no such row; the rows are {', '.join(labels)}.")
+        group = self.groups[labels.index(row) if isinstance(row, str) else row]
+        return _in_axes(ax, lambda axes: figures.draw_matrix(group, scenario, axes))
+
+    def plot_curves(self, scenario: Scenario = "class_il", ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Accuracy against the number of classes seen, a line for each row, Joint as the bound."""
+        return _in_axes(ax, lambda axes: figures.draw_curves(self._comparable(), scenario, axes))
+
+    def plot_forgetting(self, scenario: Scenario = "class_il", ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Forgetting of each task but the last."""
+        return _in_axes(ax, lambda axes: figures.draw_forgetting(self._comparable(), scenario, axes))
+
+    def plot_plasticity_stability(
+        self, scenario: Scenario = "class_il", ax: "Axes | None" = None
+    ) -> tuple["Figure", "Axes"]:
+        """Plasticity against stability, a point for each row."""
+        return _in_axes(ax, lambda axes: figures.draw_plasticity_stability(self._comparable(), scenario, axes))
+
+    def plot_memory(self, ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Memory kept between tasks, split into model, exemplars and the rest."""
+        return _in_axes(ax, lambda axes: figures.draw_memory(self.groups, axes))
+
+    def plot_seconds(self, ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Seconds of training and of evaluation."""
+        return _in_axes(ax, lambda axes: figures.draw_seconds(self.groups, axes))
+
+    def _comparable(self) -> list[Group]:
+        if len(self.protocols) > 1:
+            raise ValueError(
+                f"The runs are of {len(self.protocols)} protocols ({'; '.join(map(protocol_name, self.protocols))}), "
+                "whose curves do not compare. Load the runs of one protocol at a time."
+            )
+        return self.groups
+
+    def write(self, folder: str | Path = "report") -> Path:
+        """Write tables (`tables.md`, `.tex`, `.csv`), `figures/*.svg` and `*.png`, and the page `report.html`.
+
+        Args:
+            folder: Made if it is not there; files of an earlier report are replaced.
+
+        Returns:
+            The page.
+
+        Raises:
+            ModuleNotFoundError: Without matplotlib.
+        """
+        require_matplotlib()
+        import matplotlib
+
+        out = Path(folder)
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        tables = [self.table(scenario) for scenario in SCENARIOS]
+        drawn: dict[str, list[Drawn]] = {}
+        style: Any = {**matplotlib.rcParamsDefault, **STYLE}
+        with matplotlib.rc_context(style):
+            for number, protocol in enumerate(self.protocols, 1):
+                groups = [group for group in self.groups if group.first.protocol == protocol]
+                prefix = f"{number}_" if len(self.protocols) > 1 else ""
+                drawn[protocol_name(protocol)] = [
+                    (picture.title, picture.alt, save(picture.draw(), out / "figures" / picture.name))
+                    for picture in figures.pictures(groups, prefix)
+                ]
+        texts = {
+            "tables.md": "\n".join(table.markdown() for table in tables),
+            "tables.tex": "\n".join(table.latex() for table in tables),
+            "tables.csv": tables_csv(tables),
+            "report.html": make_page(self.groups, tables, drawn, self.notes),
+        }
+        for name, text in texts.items():
+            (out / name).write_text(text, encoding="utf-8")
+        return out / "report.html"
+
+
+def _in_axes(ax: "Axes | None", draw: "Callable[[Axes], Figure]") -> tuple["Figure", "Axes"]:
+    require_matplotlib()
+    _, axes = figure_of(ax)
+    return draw(axes), axes

@@ -1,0 +1,382 @@
+"""Figures: functions of groups of runs or of arrays, each returning a matplotlib `Figure`.
+
+Made for print and for all eyes: lines differ in marker and dash, bars in hatching, colours are Okabe and Ito's
+(https://jfly.uni-koeln.de/color/), and the heat maps' brightness rises with the value. Axes carry units.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_cil.metrics.plots import COLOURS, figure_of, plot_task_matrix, require_matplotlib
+from lightning_cil.report.records import class_accuracy, features_of, group_confusion
+from lightning_cil.report.runs import Group, Stat
+from lightning_cil.report.tables import SCENARIO_NAMES
+from lightning_cil.types import Scenario
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
+HATCHES = ("", "///", "xxx")
+WIDTH, HEIGHT = 5.2, 3.6
+MOST_POINTS = 2000
+
+Style = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its words.
+
+    Args:
+        name: Of its files, without ending.
+        title: What it shows.
+        alt: What it shows to those who do not see it, with the main numbers.
+        draw: Makes it.
+    """
+
+    name: str
+    title: str
+    alt: str
+    draw: "Callable[[], Figure]"
+
+
+def style_of(group: Group, position: int) -> Style:
+    """Colour, marker and dash of a group, the same in every figure.
+
+    Args:
+        group: The group.
+        position: Its position among those drawn.
+    """
+    if group.is_joint:
+        return {"color": "black", "marker": "*", "linestyle": ":"}
+    return {
+        "color": PALETTE[position % len(PALETTE)],
+        "marker": MARKERS[position % len(MARKERS)],
+        "linestyle": DASHES[position % len(DASHES)],
+    }
+
+
+def draw_matrix(group: Group, scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
+    """The mean accuracy matrix of a group as a heat map with values."""
+    fig, ax = _new(ax, WIDTH, 4.0)
+    plot_task_matrix(group.matrix(scenario), ax)
+    return fig
+
+
+def draw_curves(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
+    """Accuracy against the number of classes seen; band: standard deviation; dotted: Joint.
+
+    A Joint run that was trained once, on all classes, gives a level.
+    """
+    fig, ax = _new(ax)
+    for position, group in enumerate(groups):
+        style, curve = style_of(group, position), group.curve(scenario)
+        seen = np.cumsum(group.first.task_sizes)[: len(curve)]
+        mean, low, high = _band(curve)
+        if group.is_joint and len(mean) > 1 and np.isnan(mean[:-1]).all():
+            ax.axhline(mean[-1], color=style["color"], linestyle=style["linestyle"], linewidth=1)
+            style = {**style, "linestyle": "none"}
+        ax.plot(seen, mean, label=_name(group), markersize=5, **style)
+        ax.fill_between(seen, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    ax.set_xlabel("classes seen")
+    ax.set_ylabel("accuracy on them (%)")
+    ax.set_ylim(0, 102)
+    _legend(fig, ax)
+    return fig
+
+
+def draw_forgetting(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
+    """Forgetting of every task but the last: best accuracy before the last task minus that after it; bars: std."""
+    fig, ax = _new(ax)
+    shown = [(i, g) for i, g in enumerate(groups) if any(s.mean is not None for s in g.forgetting(scenario))]
+    for place, (position, group) in enumerate(shown):
+        terms = group.forgetting(scenario)
+        mean, low, _ = _band(terms)
+        x = np.arange(1, len(terms) + 1) + 0.3 * ((place + 0.5) / len(shown) - 0.5)
+        ax.errorbar(x, mean, yerr=mean - low, label=_name(group), capsize=2, markersize=5, **style_of(group, position))
+    ax.axhline(0, color="0.5", linewidth=0.8)
+    _whole_ticks(ax)
+    ax.set_xlabel("task")
+    ax.set_ylabel("forgetting (percentage points)")
+    _legend(fig, ax)
+    return fig
+
+
+def draw_plasticity_stability(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
+    """Plasticity P, what training on a task adds, against stability, BWT; bars: std. Upper right is better."""
+    fig, ax = _new(ax)
+    for position, group in enumerate(groups):
+        stable, plastic = group.scores(scenario)["BWT"], group.plasticity(scenario)
+        if stable.mean is None or plastic.mean is None:
+            continue
+        ax.errorbar(
+            100 * stable.mean,
+            100 * plastic.mean,
+            xerr=100 * (stable.std or 0),
+            yerr=100 * (plastic.std or 0),
+            capsize=2,
+            markersize=8,
+            label=_name(group),
+            **{**style_of(group, position), "linestyle": "none"},
+        )
+    ax.axvline(0, color="0.5", linewidth=0.8)
+    ax.margins(0.15)
+    ax.set_xlabel("stability: BWT (percentage points; 0: nothing lost)")
+    ax.set_ylabel("plasticity: P (percentage points)")
+    _legend(fig, ax)
+    return fig
+
+
+def draw_memory(groups: Sequence[Group], ax: "Axes | None" = None) -> "Figure":
+    """Bytes kept between tasks: model, exemplars, and old models and the like."""
+    parts = {"model": "model", "exemplars": "exemplars", "other": "old models, prototypes"}
+    values = {name: [(g.bytes(key).mean or 0) / 1e6 for g in groups] for key, name in parts.items()}
+    return _stacked_bars(groups, values, "memory kept between tasks (MB, 1e6 bytes)", ax)
+
+
+def draw_seconds(groups: Sequence[Group], ax: "Axes | None" = None) -> "Figure":
+    """Seconds of training and of evaluation, mean over the runs."""
+    values = {kind: [g.seconds(kind).mean or 0 for g in groups] for kind in ("training", "evaluation")}
+    return _stacked_bars(groups, values, "time (s)", ax)
+
+
+# ---------------------------------------------------------------------- of arrays
+
+
+def draw_class_accuracy(
+    accuracy: Sequence[float] | NDArray[Any], task_sizes: Sequence[int], ax: "Axes | None" = None
+) -> "Figure":
+    """Accuracy on every class after the last task, grouped by task.
+
+    Args:
+        accuracy: `[classes]` fractions in the order in which the classes were learned; NaN: no sample.
+        task_sizes: Classes of each task.
+        ax: Where to draw; by default in a new figure.
+    """
+    fig, ax = _new(ax)
+    first = 0
+    for task, size in enumerate(task_sizes):
+        label = {0: "odd tasks", 1: "even tasks"}.get(task)
+        classes = np.arange(first, first + size)
+        heights = 100 * np.asarray(accuracy, dtype=float)[classes]
+        ax.bar(classes, heights, color=PALETTE[task % 2], hatch=HATCHES[task % 2], label=label, edgecolor="white")
+        first += size
+    _task_borders(ax, task_sizes, horizontal=False)
+    ax.set_xlim(-0.5, first - 0.5)
+    ax.set_ylim(0, 102)
+    _whole_ticks(ax)
+    ax.set_xlabel("class, in the order of learning")
+    ax.set_ylabel("accuracy (%)")
+    _legend(fig, ax)
+    return fig
+
+
+def draw_confusion(
+    counts: Sequence[Sequence[int]] | NDArray[Any], task_sizes: Sequence[int], ax: "Axes | None" = None
+) -> "Figure":
+    """Which classes are taken for which, in percent of a class's samples; lines between tasks.
+
+    Args:
+        counts: `[classes, classes]`: samples of the row's class that were called the column's class.
+        task_sizes: Classes of each task.
+        ax: Where to draw; by default in a new figure.
+    """
+    fig, ax = _new(ax, WIDTH, 4.2)
+    table = np.asarray(counts, dtype=float)
+    share = 100 * table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    image = ax.imshow(share, vmin=0, vmax=100, cmap=COLOURS, interpolation="nearest")
+    _task_borders(ax, task_sizes, horizontal=True)
+    _whole_ticks(ax, both=True)
+    ax.set_xlabel("predicted class, in the order of learning")
+    ax.set_ylabel("true class")
+    fig.colorbar(image, ax=ax, label="share of the true class (%)", shrink=0.8)
+    return fig
+
+
+def draw_features(
+    features: NDArray[Any], task: Sequence[int] | NDArray[Any], ax: "Axes | None" = None, seed: int = 0
+) -> "Figure":
+    """t-SNE of features in two dimensions, coloured and marked by task (van der Maaten and Hinton 2008, scikit-learn).
+
+    Args:
+        features: float `[samples, dimensions]`; at most 2,000 evenly spaced samples are drawn.
+        task: `[samples]`: task of each.
+        ax: Where to draw; by default in a new figure.
+        seed: Of t-SNE.
+
+    Raises:
+        ValueError: With fewer than 5 samples.
+    """
+    from sklearn.manifold import TSNE
+
+    table, tasks = np.asarray(features, dtype=np.float32), np.asarray(task)
+    if len(table) < 5:
+        raise ValueError(f"`features` has {len(table)} samples, expected at least 5 for t-SNE.")
+    if len(table) > MOST_POINTS:
+        kept = np.linspace(0, len(table) - 1, MOST_POINTS).round().astype(int)
+        table, tasks = table[kept], tasks[kept]
+    perplexity = min(30.0, (len(table) - 1) / 4)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(table)
+    fig, ax = _new(ax, WIDTH, 4.2)
+    numbers = np.unique(tasks)
+    for place, number in enumerate(numbers):
+        x, y = points[tasks == number].T
+        # bright to dark with the tasks, so that the order shows in greyscale too
+        colour = _colormap()(0.92 * place / max(1, len(numbers) - 1))
+        ax.scatter(x, y, s=10, marker=MARKERS[place % len(MARKERS)], color=colour, label=f"task {number + 1}")
+    ax.set_xlabel("t-SNE 1 (no unit)")
+    ax.set_ylabel("t-SNE 2 (no unit)")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    _legend(fig, ax)
+    return fig
+
+
+# ---------------------------------------------------------------------- all of a set of runs
+
+
+def pictures(groups: Sequence[Group], prefix: str = "") -> list[Picture]:
+    """The figures of groups of one protocol, drawn when asked for.
+
+    Args:
+        groups: Of one data set and one list of tasks.
+        prefix: Put before the names of files.
+    """
+    found: list[Picture] = []
+
+    def add(name: str, title: str, alt: str, draw: "Callable[[], Figure]") -> None:
+        found.append(Picture(prefix + name, title, f"{title}. {alt}".strip(), draw))
+
+    for s, words in SCENARIO_NAMES.items():
+        ends = _listed((g.label, g.curve(s)[-1]) for g in groups)
+        title = f"{words}: accuracy against the number of classes"
+        add(f"curves_{s}", title, f"After the last task: {ends}.", _later(draw_curves, groups, s))
+        if any(t.mean is not None for g in groups for t in g.forgetting(s)):
+            losses = _listed((g.label, g.scores(s)["AF"]) for g in groups)
+            title = f"{words}: forgetting of each task"
+            add(f"forgetting_{s}", title, f"Mean (AF): {losses}.", _later(draw_forgetting, groups, s))
+        both = [g for g in groups if g.scores(s)["BWT"].mean is not None and g.plasticity(s).mean is not None]
+        if both:
+            words_of = "; ".join(
+                f"{g.label} P {_percent(g.plasticity(s))}, BWT {_percent(g.scores(s)['BWT'])}" for g in both
+            )
+            title = f"{words}: plasticity against stability"
+            add(f"plasticity_{s}", title, f"{words_of}.", _later(draw_plasticity_stability, groups, s))
+    sizes = "; ".join(f"{g.label} {(g.bytes('total').mean or 0) / 1e6:.3g} MB" for g in groups)
+    add("memory", "Memory kept between tasks", f"{sizes}.", _later(draw_memory, groups))
+    times = "; ".join(f"{g.label} {g.seconds('training').mean or 0:.0f} s" for g in groups)
+    add("seconds", "Time of a run", f"Training: {times}.", _later(draw_seconds, groups))
+    for number, group in enumerate(groups, 1):
+        for s, words in SCENARIO_NAMES.items():
+            title = f"{words}: accuracy on each task after each task, {group.label}"
+            last = group.scores(s)["ACC"]
+            alt = f"Mean of the last row: {_percent(last)}."
+            add(f"matrix_{number:02d}_{s}", title, alt, _later(draw_matrix, group, s))
+        counts, sizes_of = group_confusion(group), group.first.task_sizes
+        if counts is not None:
+            each = class_accuracy(counts)
+            title = f"Class-IL: accuracy on each class, {group.label}"
+            alt = f"From {100 * np.nanmin(each):.1f} % to {100 * np.nanmax(each):.1f} %."
+            add(f"classes_{number:02d}", title, alt, _later(draw_class_accuracy, each, sizes_of))
+            title = f"Class-IL: which classes are taken for which, {group.label}"
+            add(f"confusion_{number:02d}", title, "Grouped by task.", _later(draw_confusion, counts, sizes_of))
+        recorded = features_of(group.first)
+        if recorded is not None:
+            title = f"Features of the test images after the last task (t-SNE), {group.label}, seed {group.first.seed}"
+            add(f"features_{number:02d}", title, "Coloured by task.", _later(draw_features, *recorded))
+    return found
+
+
+def _later(draw: "Callable[..., Figure]", *arguments: Any) -> "Callable[[], Figure]":
+    return lambda: draw(*arguments)
+
+
+def _percent(stat: Stat) -> str:
+    return "undefined" if stat.mean is None else f"{100 * stat.mean:.1f} %"
+
+
+def _listed(items: "Iterable[tuple[str, Stat]]") -> str:
+    return "; ".join(f"{label} {_percent(stat)}" for label, stat in items)
+
+
+def _name(group: Group) -> str:
+    runs = f" (n={len(group.runs)})" if len(group.runs) > 1 else ""
+    return f"{group.label}{runs}{'' if group.complete else ' †'}"
+
+
+def _new(ax: "Axes | None", width: float = WIDTH, height: float = HEIGHT) -> tuple["Figure", "Axes"]:
+    """The given axes, or those of a figure that pyplot does not know and nobody must close."""
+    require_matplotlib()
+    if ax is not None:
+        return figure_of(ax)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig, fig.add_subplot()
+
+
+def _band(stats: Sequence[Stat]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Mean, mean - std and mean + std in percent, NaN where undefined."""
+    mean = np.array([np.nan if s.mean is None else 100 * s.mean for s in stats])
+    std = np.array([100 * (s.std or 0) for s in stats])
+    return mean, mean - std, mean + std
+
+
+def _stacked_bars(groups: Sequence[Group], values: dict[str, list[float]], label: str, ax: "Axes | None") -> "Figure":
+    fig, ax = _new(ax, WIDTH, 1.3 + 0.34 * len(groups))
+    left = np.zeros(len(groups))
+    names = [_name(group) for group in groups]
+    for i, (name, sizes) in enumerate(values.items()):
+        if not any(sizes):
+            continue
+        style: Style = {"color": PALETTE[i], "hatch": HATCHES[i % len(HATCHES)], "edgecolor": "white", "linewidth": 0.5}
+        ax.barh(np.arange(len(groups)), sizes, left=left, label=name, **style)
+        left += np.array(sizes)
+    for place, total in enumerate(left):
+        ax.text(total, place, f" {total:.3g}", va="center", fontsize=8)
+    ax.set_xlim(0, max(left.max(), 1e-9) * 1.16)
+    ax.set_yticks(range(len(groups)), names)
+    ax.invert_yaxis()
+    ax.set_xlabel(label)
+    _legend(fig, ax)
+    return fig
+
+
+def _task_borders(ax: "Axes", task_sizes: Sequence[int], horizontal: bool) -> None:
+    for border in np.cumsum(task_sizes)[:-1] - 0.5:
+        ax.axvline(border, color="0.7", linewidth=0.6)
+        if horizontal:
+            ax.axhline(border, color="0.7", linewidth=0.6)
+
+
+def _whole_ticks(ax: "Axes", both: bool = False) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if both:
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(fig: "Figure", ax: "Axes") -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    if handles and len(fig.axes) == 1:
+        columns = max(1, min(3, 60 // max(len(label) + 8 for label in labels)))
+        fig.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    elif handles:
+        ax.legend(fontsize=8)
+
+
+def _colormap() -> Any:
+    from matplotlib import colormaps
+
+    return colormaps[COLOURS]
