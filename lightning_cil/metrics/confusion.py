@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+RECENCY_FORMULA = "share of the test samples of tasks 0 to T-2 that is called a class of task T-1"
+"""What `recency_bias` after the last task is, as reports print it."""
+
 Labels = npt.NDArray[np.integer]
 
 

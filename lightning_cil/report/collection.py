@@ -10,11 +10,8 @@ from lightning_cil.report.files import STYLE, save
 from lightning_cil.report.page import Drawn, make_page
 from lightning_cil.report.published import Published, read_published, unmatched
 from lightning_cil.report.runs import JOINT, Group, Run, group_runs, notes_of, read_all, without_results
-from lightning_cil.report.tables import Table, make_table, protocol_name, tables_csv
+from lightning_cil.report.tables import Table, make_record_table, make_table, protocol_name, tables_csv
 from lightning_cil.types import SCENARIOS, Scenario
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,6 +109,10 @@ class Runs:
         """
         return make_table(self.groups, scenario, self.published)
 
+    def record_table(self, scenario: Scenario = "class_il") -> Table | None:
+        """Recency bias, min-ACC, WC-ACC and stability gap, as far as records have them; `None` without any."""
+        return make_record_table(self.groups, scenario)
+
     def plot_matrix(
         self, row: str | int = 0, scenario: Scenario = "class_il", ax: "Axes | None" = None
     ) -> tuple["Figure", "Axes"]:
@@ -183,6 +184,7 @@ class Runs:
         out = Path(folder)
         (out / "figures").mkdir(parents=True, exist_ok=True)
         tables = [self.table(scenario) for scenario in SCENARIOS]
+        tables += [t for t in (self.record_table(scenario) for scenario in SCENARIOS) if t is not None]
         drawn: dict[str, list[Drawn]] = {}
         style: Any = {**matplotlib.rcParamsDefault, **STYLE}
         with matplotlib.rc_context(style):

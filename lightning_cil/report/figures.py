@@ -6,13 +6,15 @@ Made for print and for all eyes: lines differ in marker and dash, bars in hatchi
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_cil.metrics.confusion import confusion_matrix, per_class_accuracy
 from lightning_cil.metrics.plots import COLOURS, figure_of, plot_task_matrix, require_matplotlib
-from lightning_cil.report.records import class_accuracy, features_of, group_confusion
+from lightning_cil.report.records import curve_of, features_of, group_predictions
 from lightning_cil.report.runs import Group, Stat
 from lightning_cil.report.tables import SCENARIO_NAMES
 from lightning_cil.types import Scenario
@@ -148,6 +150,29 @@ def draw_seconds(groups: Sequence[Group], ax: "Axes | None" = None) -> "Figure":
     return _stacked_bars(groups, values, "time (s)", ax)
 
 
+def draw_first_task(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
+    """Accuracy on the first task at every measurement while training, of each group's first run.
+
+    Falls that recover before the task ends are the stability gap. Vertical lines: where the first group changes task.
+    """
+    fig, ax = _new(ax)
+    for position, group in enumerate(groups):
+        curve = curve_of(group.first, scenario) or []
+        steps = [step for step, _ in curve]
+        values = [100 * measured.accuracy[0] for _, measured in curve]
+        style = {**style_of(group, position), "markevery": max(1, len(steps) // 12)}
+        ax.plot(steps, values, label=group.label, linewidth=1, markersize=4, **style)
+    tasks = [(step, measured.task) for step, measured in curve_of(groups[0].first, scenario) or []]
+    for (before, task), (step, following) in pairwise(tasks):
+        if following != task:
+            ax.axvline((before + step) / 2, color="0.7", linewidth=0.6)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("accuracy on task 1 (%)")
+    ax.set_ylim(0, 102)
+    _legend(fig, ax)
+    return fig
+
+
 # ---------------------------------------------------------------------- of arrays
 
 
@@ -270,6 +295,11 @@ def pictures(groups: Sequence[Group], prefix: str = "") -> list[Picture]:
             )
             title = f"{words}: plasticity against stability"
             add(f"plasticity_{s}", title, f"{words_of}.", _later(draw_plasticity_stability, groups, s))
+        watched = [g for g in groups if curve_of(g.first, s)]
+        if watched:
+            title = f"{words}: accuracy on task 1 while later tasks are learned"
+            alt = f"Of {', '.join(g.label for g in watched)}; seed {watched[0].first.seed}."
+            add(f"continual_{s}", title, alt, _later(draw_first_task, watched, s))
     sizes = "; ".join(f"{g.label} {(g.bytes('total').mean or 0) / 1e6:.3g} MB" for g in groups)
     add("memory", "Memory kept between tasks", f"{sizes}.", _later(draw_memory, groups))
     times = "; ".join(f"{g.label} {g.seconds('training').mean or 0:.0f} s" for g in groups)
@@ -280,9 +310,9 @@ def pictures(groups: Sequence[Group], prefix: str = "") -> list[Picture]:
             last = group.scores(s)["ACC"]
             alt = f"Mean of the last row: {_percent(last)}."
             add(f"matrix_{number:02d}_{s}", title, alt, _later(draw_matrix, group, s))
-        counts, sizes_of = group_confusion(group), group.first.task_sizes
-        if counts is not None:
-            each = class_accuracy(counts)
+        predictions, sizes_of = group_predictions(group), group.first.task_sizes
+        if predictions is not None:
+            counts, each = (f(*predictions, sum(sizes_of)) for f in (confusion_matrix, per_class_accuracy))
             title = f"Class-IL: accuracy on each class, {group.label}"
             alt = f"From {100 * np.nanmin(each):.1f} % to {100 * np.nanmax(each):.1f} %."
             add(f"classes_{number:02d}", title, alt, _later(draw_class_accuracy, each, sizes_of))

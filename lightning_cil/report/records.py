@@ -1,13 +1,16 @@
-"""What a run may keep beside `results.json`: predictions and features of the test data after the last task.
+"""What a run's folder `records/` holds beside `results.json`, and the scores that come from it.
 
-Both files are optional NumPy archives in the run folder; labels are incremental (positions in the class order).
+| file | written by | content |
+|---|---|---|
+| `task_<k>.npz` | `PredictionRecords` | `target`, `class_il`, `task_il`: labels `[samples]`, -1: no prediction |
+| `features_task_<k>.npz` | `FeatureRecords` | `features` `[samples, dimensions]`, `target` `[samples]` |
+| `continual.json` | `ContinualEvaluation` | counts on all tasks seen, every few steps |
 
-| file | arrays |
-|---|---|
-| `predictions.npz` | `target`, `class_il`: integers `[samples]`, true and predicted labels |
-| `features.npz` | `features`: float `[samples, dimensions]`; `target`: integers `[samples]` |
+All are optional; labels are incremental (positions in the class order). Runs that were made before a score was thought
+of have it too, as long as their records are there.
 """
 
+import json
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -15,54 +18,115 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_cil.report.runs import Group, Run
+from lightning_cil.metrics.confusion import RECENCY_FORMULA, recency_bias
+from lightning_cil.metrics.continual import (
+    CONTINUAL_FORMULAS,
+    Measurement,
+    minimum_accuracy,
+    stability_gap,
+    worst_case_accuracy,
+)
+from lightning_cil.report.runs import Group, Run, Stat, mean_of
+from lightning_cil.types import Scenario
+
+FOLDER = "records"
+NO_PREDICTIONS = "no records/task_<k>.npz (PredictionRecords)"
+NO_CURVE = "no records/continual.json (ContinualEvaluation)"
+RECORD_FORMULAS = {"recency": RECENCY_FORMULA, **CONTINUAL_FORMULAS}
+"""One line for each score that records give."""
 
 
-def confusion_of(run: Run) -> NDArray[Any] | None:
-    """Counts `[classes, classes]`, true class × predicted class; `None` without `predictions.npz`."""
-    arrays = _read(run, "predictions.npz", ("target", "class_il"))
+def predictions_of(run: Run, scenario: Scenario = "class_il") -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Labels and predictions `[samples]` after the last task done; `None` without a record.
+
+    Raises:
+        ValueError: If the record cannot be read or is not of this run.
+    """
+    name = f"task_{run.tasks_done - 1}.npz"
+    arrays = _read(run, name, ("target", scenario))
     if arrays is None:
         return None
-    target, predicted = (array.astype(np.int64) for array in arrays)
+    target, predicted = arrays
     num_classes = sum(run.task_sizes)
     if target.shape != predicted.shape or target.size == 0 or _outside(target, num_classes):
-        raise ValueError(
-            f"{run.folder / 'predictions.npz'}: `target` and `class_il` are no labels of the same samples."
-        )
-    if _outside(predicted, num_classes):
-        raise ValueError(f"{run.folder / 'predictions.npz'}: `class_il` has labels outside 0 to {num_classes - 1}.")
-    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(counts, (target, predicted), 1)
-    return counts
+        raise ValueError(f"{run.folder / FOLDER / name}: `target` and `{scenario}` are no labels of the same samples.")
+    if _outside(predicted + 1, num_classes + 1):
+        raise ValueError(f"{run.folder / FOLDER / name}: `{scenario}` has labels outside -1 to {num_classes - 1}.")
+    return target, predicted
 
 
-def group_confusion(group: Group) -> NDArray[Any] | None:
-    """Sum of `confusion_of` over the runs of a group that have one class order; `None` if one has no predictions."""
-    counts = [confusion_of(run) for run in group.runs]
-    if any(c is None for c in counts) or any(r.split != group.first.split for r in group.runs):
+def group_predictions(group: Group) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """`predictions_of` all runs of a group, one after the other; `None` if one has none or another class order."""
+    found = [predictions_of(run) for run in group.runs if run.split == group.first.split]
+    known = [pair for pair in found if pair is not None]
+    if len(known) < len(group.runs):
         return None
-    total: NDArray[Any] = np.sum([c for c in counts if c is not None], axis=0)
-    return total
-
-
-def class_accuracy(counts: NDArray[Any]) -> NDArray[Any]:
-    """Share of correct samples of each class, `[classes]`; NaN without samples."""
-    totals = counts.sum(axis=1)
-    return np.where(totals > 0, counts.diagonal() / np.maximum(totals, 1), np.nan)
+    target, predicted = (np.concatenate(arrays) for arrays in zip(*known, strict=True))
+    return target, predicted
 
 
 def features_of(run: Run) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Features `[samples, dimensions]` and the task of each `[samples]`; `None` without `features.npz`."""
-    arrays = _read(run, "features.npz", ("features", "target"))
+    """Features `[samples, dimensions]` and the task of each `[samples]`; `None` without a record."""
+    name = f"features_task_{run.tasks_done - 1}.npz"
+    arrays = _read(run, name, ("features", "target"))
     if arrays is None:
         return None
     features, target = arrays
     if features.ndim != 2 or target.shape != features.shape[:1] or _outside(target, sum(run.task_sizes)):
-        raise ValueError(
-            f"{run.folder / 'features.npz'}: `features` is no table with a row for each label in `target`."
-        )
+        raise ValueError(f"{run.folder / FOLDER / name}: `features` is no table with a row for each label in `target`.")
     task_of = np.repeat(np.arange(run.num_tasks), run.task_sizes)
     return features, task_of[target]
+
+
+def curve_of(run: Run, scenario: Scenario) -> list[tuple[int, Measurement]] | None:
+    """Step and accuracy of every measurement while training; `None` without a record.
+
+    Raises:
+        ValueError: If the record cannot be read.
+    """
+    path = run.folder / FOLDER / "continual.json"
+    if not path.is_file():
+        return None
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return [
+            (
+                int(row["step"]),
+                Measurement(int(row["task"]), [c / n for c, n in zip(row[scenario], row["total"], strict=True)]),
+            )
+            for row in rows
+        ]
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); expected what `ContinualEvaluation` wrote.") from error
+
+
+def record_scores(group: Group, scenario: Scenario) -> dict[str, Stat]:
+    """Mean of every score that comes from records, by the names of `RECORD_FORMULAS`, fractions."""
+    found = [_scores_of(run, scenario) for run in group.runs]
+    stats = {}
+    for name in RECORD_FORMULAS:
+        values = [scores[name] for scores in found]
+        reason = NO_PREDICTIONS if name == "recency" else NO_CURVE
+        if name == "recency" and scenario == "task_il":
+            reason = "not defined in Task-IL: other tasks' classes cannot be predicted"
+        elif group.first.tasks_done < 2:
+            reason = "needs two tasks"
+        stats[name] = mean_of(values, [reason] * len(values))
+    return stats
+
+
+def _scores_of(run: Run, scenario: Scenario) -> dict[str, float | None]:
+    scores: dict[str, float | None] = dict.fromkeys(RECORD_FORMULAS)
+    predictions = predictions_of(run) if scenario == "class_il" else None
+    if predictions is not None:
+        scores["recency"] = recency_bias(*predictions, run.task_sizes, run.tasks_done - 1)
+    curve = curve_of(run, scenario)
+    if curve is not None:
+        measurements = [measurement for _, measurement in curve]
+        scores["min-ACC"] = minimum_accuracy(measurements)
+        scores["WC-ACC"] = worst_case_accuracy(measurements)
+        scores["gap"] = stability_gap(measurements)
+    return scores
 
 
 def _outside(labels: NDArray[Any], num_classes: int) -> bool:
@@ -70,11 +134,11 @@ def _outside(labels: NDArray[Any], num_classes: int) -> bool:
 
 
 def _read(run: Run, name: str, arrays: Sequence[str]) -> list[NDArray[Any]] | None:
-    path = run.folder / name
+    path = run.folder / FOLDER / name
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as archive:
             return [archive[key] for key in arrays]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read ({error}); expected the arrays {', '.join(arrays)}.") from error

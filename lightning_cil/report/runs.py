@@ -18,6 +18,8 @@ from lightning_cil.types import SCENARIOS, Scenario
 SCHEMA = 1
 FILE = "results.json"
 JOINT = "Joint"
+REFERENCES = "references"
+"""Folder of a run in which `lightning-cil references` trains what the run is measured against."""
 NO_GROUPING = ("data.class_order", "data.val_fraction", "data.split_seed", "data.root", "data.num_workers")
 """Settings that tell no groups apart: those that are compared on their own, and where and how data are read."""
 
@@ -297,7 +299,7 @@ def _forgetting(matrix: list[list[float | None]]) -> list[float | None]:
 
 
 def find_files(path: Path) -> list[Path]:
-    """`results.json` files of a run folder, of a folder with runs below, or the file itself.
+    """`results.json` files of a run folder and its references, of a folder with runs below, or the file itself.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -305,7 +307,7 @@ def find_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if (path / FILE).is_file():
-        return [path / FILE]
+        return [path / FILE, *sorted((path / REFERENCES).rglob(FILE))]
     found = sorted(path.rglob(FILE)) if path.is_dir() else []
     if not found:
         what = "has no" if path.is_dir() else "does not exist: no"
@@ -482,7 +484,8 @@ def _joint_of(group: list[Run], chosen: list[Run], groups: list[list[Run]]) -> t
         return [], "it is the bound itself"
     if not group[0].complete:
         return [], "the run is unfinished"
-    candidates = chosen
+    joints = [run for g in groups for run in g if run.method == JOINT and run.complete]
+    candidates = chosen or [j for j in joints if any(run.folder in j.path.parents for run in group)]
     if not candidates:
         found = [g for g in groups if g[0].method == JOINT and g[0].complete and g[0].protocol == group[0].protocol]
         if len(found) > 1:

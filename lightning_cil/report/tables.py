@@ -19,7 +19,9 @@ from lightning_cil.types import Scenario
 Unit = Literal["fraction", "ratio", "bytes", "s"]
 
 SCENARIO_NAMES: dict[Scenario, str] = {"class_il": "Class-IL", "task_il": "Task-IL"}
-LOWER_IS_BETTER = ("AF", "I")
+LOWER_IS_BETTER = ("AF", "I", "recency", "gap")
+RECORDS = "_records"
+"""Ends the name of a table that comes from records."""
 UNFINISHED = "†"
 DASH = "–"
 
@@ -223,6 +225,31 @@ def make_table(groups: Sequence[Group], scenario: Scenario, published: Sequence[
     return Table(title, scenario, tuple(columns), rows, len({row.data for row in rows}) > 1)
 
 
+def make_record_table(groups: Sequence[Group], scenario: Scenario) -> Table | None:
+    """The table of the scores that come from recorded predictions; `None` if no group has any.
+
+    Args:
+        groups: The rows; those without records are left out.
+        scenario: Which scores.
+    """
+    from lightning_cil.report.records import RECORD_FORMULAS, record_scores
+
+    found = [(group, record_scores(group, scenario)) for group in groups]
+    found = [(group, scores) for group, scores in found if any(s.mean is not None for s in scores.values())]
+    names = [n for n in RECORD_FORMULAS if any(scores[n].mean is not None for _, scores in found)]
+    if not names:
+        return None
+    columns = tuple(
+        Column(n, f"{n} (%) {'↓' if n in LOWER_IS_BETTER else '↑'}", "fraction", RECORD_FORMULAS[n]) for n in names
+    )
+    rows = tuple(
+        Row(g.label, protocol_name(g.first.protocol), len(g.runs), g.complete, tuple(scores[n] for n in names))
+        for g, scores in found
+    )
+    title = f"{SCENARIO_NAMES[scenario]}: from the recorded predictions"
+    return Table(title, scenario + RECORDS, columns, rows, len({row.data for row in rows}) > 1)
+
+
 def tables_csv(tables: Sequence[Table]) -> str:
     """All tables as one CSV: fractions, bytes and seconds; mean, standard deviation and the reason of undefined ones.
 
@@ -233,14 +260,17 @@ def tables_csv(tables: Sequence[Table]) -> str:
     fields = [part for key in keys for part in (key, f"{key}_std", f"{key}_undefined")]
     writer = csv.DictWriter(buffer, ["scenario", "method", "data", "n", "finished", *fields], lineterminator="\n")
     writer.writeheader()
+    lines: dict[tuple[str, str, str], dict[str, object]] = {}
     for table in tables:
         for row in table.rows:
-            line: dict[str, object] = {"scenario": table.name, "method": row.label, "data": row.data, "n": row.n}
+            scenario = table.name.removesuffix(RECORDS)
+            line = lines.setdefault((scenario, row.label, row.data), {})
+            line |= {"scenario": scenario, "method": row.label, "data": row.data, "n": row.n}
             line["finished"] = "yes" if row.complete else "no"
             for column, cell in zip(table.columns, row.cells, strict=True):
                 line[column.key], line[f"{column.key}_std"] = cell.mean, cell.std
                 line[f"{column.key}_undefined"] = cell.reason if cell.mean is None else None
-            writer.writerow(line)
+    writer.writerows(lines.values())
     return buffer.getvalue()
 
 
