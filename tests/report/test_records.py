@@ -1,0 +1,118 @@
+"""Scores and figures from records, and the references of a run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightning_cil.report import load_runs
+from lightning_cil.report.records import RECORD_FORMULAS
+from tests.report.hand_made import write_run
+
+TARGET = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+CLASS_IL = np.array([0, 2, 3, 1, 2, 2, 3, 0])
+ROWS = [
+    {"step": 2, "task": 0, "stage": 0, "total": [4], "class_il": [4], "task_il": [4]},
+    {"step": 4, "task": 1, "stage": 0, "total": [4, 4], "class_il": [1, 2], "task_il": [3, 4]},
+    {"step": 6, "task": 1, "stage": 0, "total": [4, 4], "class_il": [2, 3], "task_il": [4, 4]},
+]
+
+
+def recorded(folder: Path, **changes: object) -> Path:
+    """A run with all kinds of records."""
+    run = write_run(folder, **changes)
+    (run / "records").mkdir()
+    task_il = np.where(TARGET < 2, CLASS_IL % 2, CLASS_IL % 2 + 2)
+    np.savez(run / "records" / "task_1.npz", index=np.arange(8), target=TARGET, class_il=CLASS_IL, task_il=task_il)
+    features = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float16)
+    np.savez(run / "records" / "features_task_1.npz", index=np.arange(8), target=TARGET, features=features)
+    (run / "records" / "continual.json").write_text(json.dumps({"schema": 1, "every_n_steps": 2, "rows": ROWS}))
+    return run
+
+
+def test_the_table_of_records(tmp_path: Path) -> None:
+    table = load_runs(recorded(tmp_path / "a")).record_table("class_il")
+    assert [c.key for c in table.columns] == list(RECORD_FORMULAS)
+    values = [cell.mean for cell in table.rows[0].cells]
+    assert values == pytest.approx([2 / 4, 1 / 4, 0.5 * 3 / 4 + 0.5 * 1 / 4, 3 / 4])
+    other = load_runs(tmp_path / "a").record_table("task_il")
+    assert [c.key for c in other.columns] == ["min-ACC", "WC-ACC", "gap"]  # recency is of Class-IL
+    assert [cell.mean for cell in other.rows[0].cells] == pytest.approx([3 / 4, 0.5 + 0.5 * 3 / 4, 1 / 4])
+
+
+def test_runs_without_records_have_no_such_table(tmp_path: Path) -> None:
+    runs = load_runs(write_run(tmp_path / "a"))
+    assert runs.record_table("class_il") is None
+    runs.write(tmp_path / "out")
+    assert "recorded predictions" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_one_run_of_a_group_without_records_leaves_the_mean_undefined(tmp_path: Path) -> None:
+    recorded(tmp_path / "a")
+    write_run(tmp_path / "b", seed=1)
+    recorded(tmp_path / "c", method="LwF")
+    table = load_runs(tmp_path).record_table("class_il")
+    cells = {row.label: row.cells for row in table.rows}
+    assert list(cells) == ["LwF"]
+    assert cells["LwF"][0].mean == 0.5
+
+
+def test_figures_and_csv_of_records(tmp_path: Path) -> None:
+    load_runs(recorded(tmp_path / "a")).write(tmp_path / "out")
+    figures = {p.stem for p in (tmp_path / "out" / "figures").iterdir()}
+    assert {"classes_01", "confusion_01", "features_01", "continual_class_il", "continual_task_il"} <= figures
+    lines = (tmp_path / "out" / "tables.csv").read_text().splitlines()
+    assert len(lines) == 3  # one line for each scenario, records beside the scores
+    assert "recency" in lines[0].split(",")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Class-IL: from the recorded predictions" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("task_1.npz", b"", "cannot be read"),
+        ("task_1.npz", b"PK half an archive", "cannot be read"),
+        ("features_task_1.npz", b"", "cannot be read"),
+        ("continual.json", b'{"rows": [{"step": 1}]}', "cannot be read"),
+        ("continual.json", b"{", "cannot be read"),
+    ],
+)
+def test_broken_records_name_the_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    run = recorded(tmp_path / "a")
+    (run / "records" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+        load_runs(run).write(tmp_path / "out")
+
+
+def test_records_of_another_run_are_refused(tmp_path: Path) -> None:
+    run = recorded(tmp_path / "a")
+    np.savez(run / "records" / "task_1.npz", target=TARGET + 5, class_il=CLASS_IL, task_il=CLASS_IL)
+    with pytest.raises(ValueError, match=r"task_1\.npz: `target` and `class_il` are no labels"):
+        load_runs(run).record_table("class_il")
+
+
+def test_references_of_a_run_are_found(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    last = {"matrix__class_il": [[None, None], [0.5, 0.875]], "sample_weighted_accuracy__class_il": [None, 0.6875]}
+    write_run(run / "references" / "joint" / "version_0", method="Joint", **last)
+    write_run(run / "references" / "independent" / "version_0", method="Independent")
+    runs = load_runs(run)
+    assert [g.label for g in runs.groups] == ["ER", "Independent", "Joint"]
+    assert runs.groups[0].scores("class_il")["I"].mean == pytest.approx(0.875 - 1.0)
+
+
+def test_each_run_is_measured_against_its_own_joint_run(tmp_path: Path) -> None:
+    for name, method, bound in (("a", "ER", 0.875), ("b", "LwF", 0.75)):
+        run = write_run(tmp_path / name, method=method)
+        config = {"method": {"epochs": bound}, "data": {"split_seed": 0}, "callbacks": {}, "trainer": {}}
+        write_run(
+            run / "references" / "joint" / "version_0",
+            method="Joint",
+            matrix__class_il=[[None, None], [0.5, bound]],
+            config=config,
+        )
+    groups = {g.label: g for g in load_runs([tmp_path / "a", tmp_path / "b"]).groups}
+    assert groups["ER"].scores("class_il")["I"].mean == pytest.approx(0.875 - 1.0)
+    assert groups["LwF"].scores("class_il")["I"].mean == pytest.approx(0.75 - 1.0)
