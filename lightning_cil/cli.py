@@ -18,7 +18,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 import lightning_cil.callbacks
 import lightning_cil.data
 import lightning_cil.methods
-import lightning_cil.report.live
 import lightning_cil.schedulers
 from lightning_cil._compat import metadata_file
 from lightning_cil._usage import UsageError, UsageParser, explain

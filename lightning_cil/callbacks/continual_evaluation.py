@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_cil.callbacks.base import StreamCallback
-from lightning_cil.callbacks.records import FOLDER
 from lightning_cil.callbacks.results import write_atomically
 from lightning_cil.callbacks.stream_state import stream_state
 from lightning_cil.networks.freezing import evaluating
+from lightning_cil.report.records import FOLDER
 from lightning_cil.types import SCENARIOS, Task
 
 FILE = "continual.json"

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.gather import gather_columns
-from lightning_cil.callbacks.records import FOLDER, record_name
+from lightning_cil.callbacks.records import record_name
 from lightning_cil.callbacks.results import replace_atomically
+from lightning_cil.report.records import FOLDER
 from lightning_cil.types import FeatureExtractor
 
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.gather import gather_columns
 from lightning_cil.callbacks.results import replace_atomically
+from lightning_cil.report.records import FOLDER
 from lightning_cil.types import SCENARIOS
 
-FOLDER = "records"
 LARGEST_INT16 = 32767
 
 

@@ -9,9 +9,9 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger
 
 from lightning_cil.callbacks import FeatureRecords
+from lightning_cil.callbacks.live_figures import LiveFigures, log_image, takes_images
 from lightning_cil.data import SplitDigits
 from lightning_cil.methods import FineTune
-from lightning_cil.report.live import LiveFigures, log_image, takes_images
 from tests.streams import fit, make
 
 
