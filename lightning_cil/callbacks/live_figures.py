@@ -84,7 +84,7 @@ def takes_images(logger: Logger) -> bool:
     """Whether `log_image` knows how to give the logger an image."""
     if isinstance(logger, MLFlowLogger | CometLogger) or hasattr(logger, "log_image"):
         return True
-    return hasattr(logger.experiment, "add_image")
+    return hasattr(getattr(logger, "experiment", None), "add_image")
 
 
 def log_image(logger: Logger, name: str, image: NDArray[np.uint8], step: int) -> None:
