@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch import callbacks as stock
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_cil import _compat
@@ -38,7 +39,7 @@ from lightning_cil.callbacks.summary import StreamSummary
 from lightning_cil.callbacks.teacher import Teacher
 from lightning_cil.data.base import IncrementalDataModule
 from lightning_cil.data.predict import FolderLoader, write_predictions
-from lightning_cil.launch import check_strategy, launching
+from lightning_cil.launch import check_checkpoint, check_strategy, launching
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.run_logger import RunLogger
 from lightning_cil.types import SCENARIOS, Stage, Task
@@ -161,11 +162,11 @@ class IncrementalTrainer(Trainer):
         if images is None or model is None or not isinstance(datamodule, IncrementalDataModule):
             if images is not None:
                 raise ValueError("`images` needs a model and an `IncrementalDataModule`, which says how to read them.")
-            with launching(self):
+            with launching(self), _compat.without_optimizers(self):
                 return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
-        ckpt_path = self._resolve(ckpt_path)
+        ckpt_path = self._resolve(ckpt_path, model)
         loader = FolderLoader(datamodule, images)
-        with launching(self):
+        with launching(self), _compat.without_optimizers(self):
             batches: Any = super().predict(model, loader, None, True, ckpt_path, weights_only)
         if self.is_global_zero:
             names = getattr(model, "class_names", [])
@@ -218,8 +219,8 @@ class IncrementalTrainer(Trainer):
         weights_only: bool | None = None,
     ) -> Any:
         """Test as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
-        with launching(self):
-            return super().test(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
+        with launching(self), _compat.without_optimizers(self):
+            return super().test(model, dataloaders, self._resolve(ckpt_path, model), verbose, datamodule, weights_only)
 
     def validate(
         self,
@@ -231,19 +232,26 @@ class IncrementalTrainer(Trainer):
         weights_only: bool | None = None,
     ) -> Any:
         """Validate as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
-        with launching(self):
-            return super().validate(model, dataloaders, self._resolve(ckpt_path), verbose, datamodule, weights_only)
-
-    def _resolve(self, ckpt_path: str | Path | None) -> str | Path | None:
-        if ckpt_path != "last":
-            return ckpt_path
-        found = newest_checkpoint(self.default_root_dir)
-        if found is None:
-            raise FileNotFoundError(
-                f"`ckpt_path=last`: there is no checkpoints/last.ckpt below {self.default_root_dir}. Give the path of "
-                "a checkpoint, or the `default_root_dir` of the run."
+        with launching(self), _compat.without_optimizers(self):
+            return super().validate(
+                model, dataloaders, self._resolve(ckpt_path, model), verbose, datamodule, weights_only
             )
-        return found
+
+    def _resolve(self, ckpt_path: str | Path | None, model: LightningModule | None) -> str | Path | None:
+        """The checkpoint that `last` means; sharded strategies need the model's shapes before they read it."""
+        if ckpt_path == "last":
+            ckpt_path = newest_checkpoint(self.default_root_dir)
+            if ckpt_path is None:
+                raise FileNotFoundError(
+                    f"`ckpt_path=last`: there is no checkpoints/last.ckpt below {self.default_root_dir}. Give the path "
+                    "of a checkpoint, or the `default_root_dir` of the run."
+                )
+        if ckpt_path is not None and isinstance(model, IncrementalModule):
+            check_checkpoint(self.strategy, ckpt_path)
+            if isinstance(self.strategy, ModelParallelStrategy):
+                for size in peek(ckpt_path)["lightning_cil"]["task_sizes"][len(model.head.sizes) :]:
+                    model.head.grow(size)
+        return ckpt_path
 
     def _last_checkpoint(self, go_on: str) -> str | None:
         """The newest `last.ckpt` below the root; the run goes on in its folder."""
@@ -375,6 +383,7 @@ class _Driver:
         state.begin(len(tasks), trainer.strategy.broadcast(_run_seed()))
         first, resumed, ckpt = 0, False, None
         if ckpt_path:
+            check_checkpoint(trainer.strategy, ckpt_path)
             saved = peek(ckpt_path)
             datamodule.load_state_dict(saved.get(type(datamodule).__qualname__, {}))
             state.load_state_dict(saved["callbacks"][STATE_KEY])
