@@ -146,7 +146,7 @@ def tensor_parallel_size(strategy: ModelParallelStrategy) -> int:
 
 @contextmanager
 def without_optimizers(trainer: Trainer) -> Iterator[None]:
-    """Checkpoints written between stages hold no optimizer state: the next stage makes its own."""
+    """Checkpoints written between stages hold no optimizer state, for the next stage makes its own; tests need none."""
     strategy = trainer.strategy
     optimizers, configs = strategy._optimizers, strategy.lr_scheduler_configs
     strategy._optimizers, strategy.lr_scheduler_configs = [], []

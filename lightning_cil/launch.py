@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
@@ -78,6 +79,25 @@ def check_strategy(strategy: Strategy) -> None:
             )
     elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
         rank_zero_warn(f"`strategy={name}` was never tried with a stream, which wraps the network anew in each stage.")
+
+
+def check_checkpoint(strategy: Strategy, ckpt_path: str | Path) -> None:
+    """Refuse a checkpoint that the strategy cannot read.
+
+    Args:
+        strategy: The trainer's.
+        ckpt_path: A file, or the folder that `ModelParallelStrategy` writes.
+
+    Raises:
+        ValueError: For a folder, under another strategy.
+    """
+    if os.path.isdir(ckpt_path) and not isinstance(strategy, ModelParallelStrategy):
+        raise ValueError(
+            f"`ckpt_path={ckpt_path}` is a folder, a sharded checkpoint of `ModelParallelStrategy`, and this run has "
+            f"`strategy={type(strategy).__name__}`; expected a file. Make one with `python -m "
+            f"lightning.pytorch.utilities.consolidate_checkpoint {ckpt_path}`, or have files written from the start: "
+            "`ModelParallelStrategy(save_distributed_checkpoint=False)`."
+        )
 
 
 @contextmanager

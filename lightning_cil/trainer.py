@@ -24,6 +24,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch import callbacks as stock
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_cil import _compat
@@ -42,7 +43,7 @@ from lightning_cil.callbacks.summary import StreamSummary, rank_zero_print, test
 from lightning_cil.callbacks.teacher import Teacher
 from lightning_cil.data.base import IncrementalDataModule
 from lightning_cil.data.predict import FolderLoader, write_predictions
-from lightning_cil.launch import check_strategy, launching
+from lightning_cil.launch import check_checkpoint, check_strategy, launching
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.run_logger import RunLogger
 from lightning_cil.types import SCENARIOS, Stage, Task
@@ -173,11 +174,11 @@ class IncrementalTrainer(Trainer):
                 raise ValueError("`images` needs a model and an `IncrementalDataModule`, which says how to read them.")
             if isinstance(datamodule, IncrementalDataModule) and dataloaders is None:
                 raise ValueError("There is nothing to predict: expected `images`, a folder (`--images FOLDER`).")
-            with launching(self):
+            with launching(self), _compat.without_optimizers(self):
                 return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
         ckpt_path = self._resolve(ckpt_path, model, datamodule)
         loader = FolderLoader(datamodule, images)
-        with launching(self):
+        with launching(self), _compat.without_optimizers(self):
             batches: Any = super().predict(model, loader, None, True, ckpt_path, weights_only)
         if self.is_global_zero:
             names = getattr(model, "class_names", [])
@@ -237,7 +238,7 @@ class IncrementalTrainer(Trainer):
         """
         ckpt_path = self._resolve(ckpt_path, model, datamodule)
         ours = isinstance(model or self.lightning_module, IncrementalModule)
-        with launching(self):
+        with launching(self), _compat.without_optimizers(self):
             found = super().test(model, dataloaders, ckpt_path, verbose and not ours, datamodule, weights_only)
         if verbose and ours and found:
             rank_zero_print("\n".join(test_lines(found[0])))
@@ -255,7 +256,7 @@ class IncrementalTrainer(Trainer):
         """Validate as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
         ckpt_path = self._resolve(ckpt_path, model, datamodule)
         ours = isinstance(model or self.lightning_module, IncrementalModule)
-        with launching(self):
+        with launching(self), _compat.without_optimizers(self):
             found = super().validate(model, dataloaders, ckpt_path, verbose and not ours, datamodule, weights_only)
         if verbose and ours and found:
             rank_zero_print(validation_line(found))
@@ -264,20 +265,25 @@ class IncrementalTrainer(Trainer):
     def _resolve(
         self, ckpt_path: str | Path | None, model: LightningModule | None, datamodule: Any
     ) -> str | Path | None:
-        """The file behind "last"; a stream's checkpoint is looked at before Lightning reads it."""
-        if ckpt_path != "last":
-            if isinstance(model, IncrementalModule) and _is_file(ckpt_path):
-                _check_checkpoint(peek(str(ckpt_path)), str(ckpt_path), datamodule, method=type(model).__name__)
-            return ckpt_path
-        found = newest_checkpoint(self.default_root_dir)
-        if found is None:
-            raise FileNotFoundError(
-                f"`ckpt_path=last`: there is no checkpoints/last.ckpt below {self.default_root_dir}. Give the path of "
-                "a checkpoint, or the `default_root_dir` of the run."
-            )
-        if isinstance(model, IncrementalModule):
-            _check_checkpoint(peek(found), str(found), datamodule, method=type(model).__name__)
-        return found
+        """The file behind "last"; a stream's checkpoint is looked at before Lightning reads it.
+
+        Sharded strategies need the model's shapes before they read it.
+        """
+        if ckpt_path == "last":
+            ckpt_path = newest_checkpoint(self.default_root_dir)
+            if ckpt_path is None:
+                raise FileNotFoundError(
+                    f"`ckpt_path=last`: there is no checkpoints/last.ckpt below {self.default_root_dir}. Give the path "
+                    "of a checkpoint, or the `default_root_dir` of the run."
+                )
+        if ckpt_path is not None and _is_file(ckpt_path) and isinstance(model, IncrementalModule):
+            check_checkpoint(self.strategy, ckpt_path)
+            saved = peek(ckpt_path)
+            _check_checkpoint(saved, str(ckpt_path), datamodule, method=type(model).__name__)
+            if isinstance(self.strategy, ModelParallelStrategy):
+                for size in saved["lightning_cil"]["task_sizes"][len(model.head.sizes) :]:
+                    model.head.grow(size)
+        return ckpt_path
 
     def _last_checkpoint(self, go_on: str) -> str | None:
         """The newest `last.ckpt` below the root; the run goes on in its folder."""
@@ -416,6 +422,7 @@ class _Driver:
         state.begin(len(tasks), trainer.strategy.broadcast(_run_seed()))
         first, resumed, ckpt = 0, False, None
         if ckpt_path:
+            check_checkpoint(trainer.strategy, ckpt_path)
             saved = peek(ckpt_path)
             _check_checkpoint(saved, str(ckpt_path), datamodule)
             datamodule.load_state_dict(saved.get(type(datamodule).__qualname__, {}))

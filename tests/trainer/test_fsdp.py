@@ -1,5 +1,6 @@
 """`ModelParallelStrategy` (FSDP2) trains a stream on two gloo ranks as one process does."""
 
+import json
 import multiprocessing
 import os
 import socket
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_cil import Stage, Task
-from lightning_cil.callbacks import ReplayBuffer, StreamCallback
+from lightning_cil.callbacks import ReplayBuffer, StreamCallback, StreamCheckpoint
 from lightning_cil.data import SplitDigits
 from lightning_cil.methods import ER, FineTune, LwF
 from lightning_cil.networks.sharding import is_sharded
@@ -93,7 +94,7 @@ def test_fsdp2_trains_what_one_process_trains(tmp_path: Path, case: str) -> None
     def sharded() -> None:
         train("two" + os.environ["RANK"], 16, devices=2, strategy=ModelParallelStrategy(2, 1))
 
-    one = train("one", 32)
+    train("one", 32)
     torchrun(sharded, tmp_path)
     for path in (tmp_path / "one/weights").iterdir():
         ours = torch.load(path)
@@ -102,3 +103,51 @@ def test_fsdp2_trains_what_one_process_trains(tmp_path: Path, case: str) -> None
         for key, value in ours.items():
             assert torch.equal(theirs[0][key], theirs[1][key]), (name, key)
             assert torch.allclose(value, theirs[0][key], atol=1e-5, rtol=0), (name, key)
+
+
+class Break(StreamCallback):
+    """Ends every rank at a step, as a power cut would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise OSError("power cut")
+
+
+@pytest.mark.parametrize(("folder", "step"), [(True, 11), (False, None)], ids=["sharded, in a stage", "whole, after a task"])
+def test_an_fsdp2_run_goes_on_from_its_checkpoint(tmp_path: Path, folder: bool, step: int | None) -> None:
+    def train(root: str, name: str, *callbacks: Any, method: Any = LwF, **options: Any) -> Any:
+        data = SplitDigits(sizes=[4, 3, 3], batch_size=32)
+        watch = Weights(tmp_path / name)
+        strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=folder)
+        given = [StreamCheckpoint(3), *callbacks, watch]
+        return fit(tmp_path / root, make(method), data, given, devices=2, strategy=strategy, **options)
+
+    def straight() -> None:
+        train("straight", "straight" + os.environ["RANK"])
+
+    def broken() -> None:
+        if step is None:
+            train("broken", "first" + os.environ["RANK"], stop_after_task=0)
+            return
+        with pytest.raises(OSError, match="power cut"):
+            train("broken", "first" + os.environ["RANK"], Break(step))
+
+    def resumed() -> None:
+        trainer = train("broken", "resumed" + os.environ["RANK"], ckpt_path="last")
+        path = Path(trainer.log_dir or "") / "checkpoints/task_2.ckpt"
+        assert path.is_dir() == folder
+        found = results(trainer)
+        module = make(LwF)
+        scores = trainer.test(module, SplitDigits(sizes=[4, 3, 3]), ckpt_path=path, verbose=False)[0]
+        assert scores["test/class_il"] == pytest.approx(sum(found["matrix"]["class_il"][2]) / 3)
+
+    for run in (straight, broken, resumed):
+        torchrun(run, tmp_path)
+    for path in (tmp_path / "resumed0").iterdir():
+        ours, theirs = torch.load(path), torch.load(tmp_path / "straight0" / path.name)
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    ours, theirs = (json.loads((tmp_path / n / "version_0/results.json").read_text()) for n in ("straight", "broken"))
+    assert ours["matrix"] == theirs["matrix"]
