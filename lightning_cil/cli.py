@@ -18,7 +18,7 @@ import lightning_cil.callbacks
 import lightning_cil.data
 import lightning_cil.methods
 import lightning_cil.schedulers
-from lightning_cil._usage import UsageError, UsageParser, explain
+from lightning_cil._usage import UsageError, UsageParser, check_nulls, explain
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.run_logger import RunLogger
@@ -71,6 +71,18 @@ class StreamCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own warns when it is given arguments by a console script."""
         self.config = parser.parse_args(args)
+        given = self.config[self.config.subcommand]
+        if type(given.seed_everything) is int and not 0 <= given.seed_everything < 2**32:
+            raise ValueError(f"`seed_everything` is `{given.seed_everything}`; expected 0 to {2**32 - 1}.")
+        sections: dict[str, type] = {
+            "trainer": IncrementalTrainer,
+            "model": IncrementalModule,
+            "data": IncrementalDataModule,
+        }
+        for name, owner in sections.items():
+            if given[name] is None:
+                raise ValueError(f"`{name}` is `null`; expected a mapping. Leave it out, or fill it in.")
+            check_nulls(given[name], owner, name)
 
     def before_instantiate_classes(self) -> None:
         """Only a run that trains gets a folder, unless a logger was asked for."""
