@@ -11,6 +11,8 @@ import inspect
 import re
 import sys
 import traceback
+import types
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -83,7 +85,7 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
     Returns:
         What was given, what was expected, how to fix it; at most `LONGEST` characters.
     """
-    text = _usage_text(error, arguments) if isinstance(error, UsageError) else _other_text(error)
+    text = _usage_text(error, arguments) if isinstance(error, UsageError) else _other_text(error, arguments)
     text = text.strip() or type(error).__name__
     return text if len(text) <= LONGEST else text[: LONGEST - 2].rstrip() + " …"
 
@@ -145,7 +147,7 @@ def _walk(error: BaseException) -> Problem:
         if isinstance(error, UsageError) and problem.parser is None:
             problem = replace(problem, parser=error.parser, owner=problem.owner or _class_being_read(error))
         if match := re.match(r"Problem with given class_path '([^']*)'", text):
-            if not isinstance(cause, argparse.ArgumentError) and _is_import(cause):
+            if problem.kind in ("type", "import") and not isinstance(cause, argparse.ArgumentError):
                 problem = replace(problem, kind="import", text=_with_place(cause), value=match[1])
             problem = replace(problem, owner=problem.owner or match[1])
         if problem.kind == "import" and problem.value is None:
@@ -153,7 +155,7 @@ def _walk(error: BaseException) -> Problem:
             problem = replace(problem, value=found[1] if found else None)
         return problem
     if match := re.match(r"Option '([^']*)' is not accepted", text):
-        return Problem("option", text, (match[1],))
+        return Problem("option", text, (match[1].split(".")[0],))
     if match := re.match(r"Expected a(?:n)? (dot import path string): (.*)", text, re.DOTALL):
         return Problem("name", text, value=match[2])
     if match := re.match(r"Expected a (.*?)\. Got value: (.*)", text, re.DOTALL):
@@ -164,6 +166,10 @@ def _walk(error: BaseException) -> Problem:
         return Problem("class", f"{match[1]} is not derived from {match[2]}.")
     if text.startswith("Not a valid subclass"):
         return Problem("type", text)
+    if text.startswith("Dict must include a class_path"):
+        return Problem("type", text)
+    if text.endswith("object has no attribute 'keys'") and not _own(error):
+        return Problem("own", "it is no mapping; expected `init_args: {name: value, ...}`.", ("init_args",))
     if isinstance(error, ImportError | SyntaxError | AttributeError) and _is_import(error):
         return Problem("import", _with_place(error))
     if "<module>" in [f.f_code.co_name for f in _frames(error)] and _own(error):  # a module that fails
@@ -206,7 +212,7 @@ def _problem_text(problem: Problem) -> str:
             f"{where}: {owner or 'the class'} needs it, and it is not given. Give it, for example as `--{key} VALUE`."
         )
     if problem.kind == "import":
-        value = str(problem.value or problem.owner)
+        value = _class_path(problem.value) or str(problem.value or problem.owner)
         if "to be a function that returns" in problem.text:
             wanted = "torch.optim.Optimizer" if key.endswith("optimizer") else "what it makes"
             return (
@@ -227,19 +233,52 @@ def _problem_text(problem: Problem) -> str:
     scalar = any(inspect.isclass(t) and t.__name__ in SCALARS for t in problem.expected)
     value = problem.value
     makes = any("Callable" in str(t) for t in problem.expected)
+    if (classes or makes or not problem.expected) and (shape := _wrong_shape(value)):
+        return f"{where} {shape}"
     if (makes or not problem.expected) and isinstance(value, str):
         return f"{where}: there is no class `{_short(value)}`.{_classes(_base((), key), value)}"
     if classes and not scalar and isinstance(value, str):
         return f"{where}: there is no class `{_short(value)}`.{_classes(_base(problem.expected, key), value)}"
     if problem.expected:
         fitting = [t for t in problem.expected if not (scalar and t in classes)]
+        if key in ("model", "data"):  # they can be left out of a config, not of a run
+            fitting = classes
         names = list(dict.fromkeys(_type_name(t) for t in fitting))
         return f"{where} is {_shown(value)}; expected {' or '.join(names)}."
-    return f"{where}: {_one_line(problem.text)}"
+    return f"{where} cannot be read ({_short(problem.text)}); `--model.help CLASS` says what is expected."
 
 
-def _other_text(error: BaseException) -> str:
+def _wrong_shape(value: Any) -> str:
+    """What is wrong with a mapping that should name a class; empty for anything else."""
+    keys = list(value) if isinstance(value, dict) else list(vars(value)) if hasattr(value, "as_dict") else []
+    strange = [str(k) for k in keys if k not in ("class_path", "init_args", "dict_kwargs")]
+    expected = "expected `class_path`, the name of a class, and `init_args`"
+    if strange and ("class_path" in keys or "init_args" in keys):
+        return f"has {', '.join(f'`{_short(k)}`' for k in strange[:4])}; {expected}."
+    if keys and "class_path" not in keys:
+        return f"has the keys {', '.join(f'`{_short(k)}`' for k in keys[:4])}; {expected}."
+    if keys and not isinstance(value["class_path"], str):
+        return f"has `class_path: {_short(value['class_path'])}`; {expected}."
+    return ""
+
+
+def _wrong_section(arguments: Sequence[str]) -> str:
+    """The section of a config that is no mapping, where the parser only says that something is none."""
+    for path in _configs(arguments):
+        if Path(path).is_file() and not _is_broken(path):
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            for name, value in config.items() if isinstance(config, dict) else ():
+                if name in ("trainer", "model", "data") and not isinstance(value, dict):
+                    return f"`{name}` is {_shown(value)} in {path}; expected a mapping."
+    return ""
+
+
+def _other_text(error: BaseException, arguments: Sequence[str]) -> str:
     """An error from building or running what the config says."""
+    if isinstance(error, TypeError | KeyError | AttributeError) and not _own(error):
+        section = _wrong_section(arguments)
+        if section:
+            return section
     problem = _walk(error)
     dest = next((f.f_locals["self"].dest for f in _frames(error) if _is_typehint(f)), "")
     if problem.kind == "own" or not dest:
@@ -322,9 +361,13 @@ def _command_parser(parser: Any, arguments: Sequence[str]) -> Any:
 
 def _broken_config(arguments: Sequence[str]) -> str:
     """The config among the arguments that does not parse."""
+    return next((path for path in _configs(arguments) if _is_broken(path)), "a config")
+
+
+def _configs(arguments: Sequence[str]) -> list[str]:
     given = [b for a, b in pairwise(arguments) if a in ("-c", "--config")]
     given += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
-    return next((path for path in given if _is_broken(path)), "a config")
+    return given
 
 
 def _is_broken(path: str) -> bool:
@@ -416,6 +459,8 @@ def _is_exported(thing: type) -> bool:
 
 
 def _type_name(wanted: Any) -> str:
+    if isinstance(wanted, types.UnionType) or typing.get_origin(wanted) is typing.Union:
+        return " or ".join(dict.fromkeys(_type_name(t) for t in typing.get_args(wanted)))
     name = wanted.__name__ if inspect.isclass(wanted) else str(wanted)
     if match := re.fullmatch(r"<class '([\w.]+)'>", name):
         name = match[1].rpartition(".")[2]
@@ -448,3 +493,48 @@ def _one_line(text: str) -> str:
 def _help(parser: Any) -> str:
     command = getattr(parser, "prog", "lightning-cil fit").replace(" [options]", "")
     return f"`{command} --help` lists the options."
+
+
+# ---------------------------------------------------------------------- null where there must be a value
+
+
+def check_nulls(config: Any, owner: type, key: str) -> None:
+    """The parser takes null for everything; refuse it where neither type nor default allow it.
+
+    Args:
+        config: The arguments of a class, as parsed.
+        owner: The class.
+        key: Where they are in the config.
+
+    Raises:
+        ValueError: With the first such argument.
+    """
+    class_path = _class_path(config)
+    if class_path:
+        module, _, last = class_path.rpartition(".")
+        nested = getattr(sys.modules.get(module), last, None)
+        if inspect.isclass(nested):
+            check_nulls(config.get("init_args") or {}, nested, key)
+        return
+    for name, value in (vars(config) if hasattr(config, "as_dict") else config).items():
+        where = f"{key}.{name}"
+        if value is None:
+            wanted = _annotation(owner, name)
+            if wanted is not None:
+                raise ValueError(f"`{where}` is `null`; expected {_type_name(wanted)}. Leave it out for its default.")
+        for item in value if isinstance(value, list) else [value]:
+            if _class_path(item):
+                check_nulls(item, owner, where)
+
+
+def _annotation(owner: type, name: str) -> Any:
+    """The type of a constructor's argument that cannot be null, else `None`."""
+    for base in owner.__mro__:
+        make: Any = vars(base).get("__init__")
+        parameter = inspect.signature(make).parameters.get(name) if make is not None else None
+        if parameter is not None:
+            hints = typing.get_type_hints(make) if isinstance(parameter.annotation, str) else {}
+            wanted = hints.get(name, parameter.annotation)
+            free = wanted is inspect.Parameter.empty or wanted is Any or type(None) in typing.get_args(wanted)
+            return None if free or parameter.default is None else wanted
+    return None

@@ -20,7 +20,7 @@ import lightning_cil.data
 import lightning_cil.methods
 import lightning_cil.schedulers
 from lightning_cil._compat import metadata_file
-from lightning_cil._usage import UsageError, UsageParser, explain
+from lightning_cil._usage import UsageError, UsageParser, check_nulls, explain
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.references import run_references
@@ -74,6 +74,18 @@ class StreamCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own warns when it is given arguments by a console script."""
         self.config = parser.parse_args(args)
+        given = self.config[self.config.subcommand]
+        if type(given.seed_everything) is int and not 0 <= given.seed_everything < 2**32:
+            raise ValueError(f"`seed_everything` is `{given.seed_everything}`; expected 0 to {2**32 - 1}.")
+        sections: dict[str, type] = {
+            "trainer": IncrementalTrainer,
+            "model": IncrementalModule,
+            "data": IncrementalDataModule,
+        }
+        for name, owner in sections.items():
+            if given[name] is None:
+                raise ValueError(f"`{name}` is `null`; expected a mapping. Leave it out, or fill it in.")
+            check_nulls(given[name], owner, name)
 
     def instantiate_classes(self) -> None:
         """Build everything; factories then hold their class and arguments only, not the parser and the trainer."""

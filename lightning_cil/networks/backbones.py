@@ -23,6 +23,8 @@ from lightning_cil.networks.small import SmallConvNet
 _OWN = {f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)} | {"small_cnn": SmallConvNet}
 """What timm does not have; all start with a 3×3 convolution of stride 1."""
 
+_MOST_CHANNELS = 65_536
+
 _PREFIXES = ("module.", "backbone.")
 """What DDP and an `IncrementalModule` put before a backbone's names."""
 
@@ -75,7 +77,7 @@ def create_backbone(
             "create_backbone got `pretrained=True` and `cifar_stem=True`, but the published weights are for the 7×7 "
             "stem. Leave one of them out, or give `weights=` with a file that was trained with the 3×3 stem."
         )
-    if in_channels < 1:
+    if not 1 <= in_channels <= _MOST_CHANNELS:
         raise ValueError(
             f"create_backbone got `in_channels={in_channels}`, expected the images' channels: 3 for colour, 1 for grey."
         )
