@@ -77,7 +77,8 @@ class Turns:
     def _next(self, message: dict[str, Any]) -> None:
         self.send(message)
         if self.pipe is not None:
-            self.pipe[0].readline()
+            if not self.pipe[0].readline():
+                raise SystemExit("the referee is gone")
         self._count = 0
         self._begin = (time.perf_counter(), time.process_time())
 

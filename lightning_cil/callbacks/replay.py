@@ -240,7 +240,7 @@ class ReplayBuffer(StreamCallback):
         if len(self.store):
             self.store.keep(first_per_class(self.store.column("target"), quotas))
         task_of = torch.full_like(chosen, task.index)
-        for part in torch.arange(len(chosen)).split(COPIED_AT_ONCE):
+        for part in torch.split(torch.arange(len(chosen)), COPIED_AT_ONCE):
             rows = chosen[part]
             self.store.append(self._columns(trainer, index[rows], target[rows], task_of[part]))
 
@@ -253,7 +253,7 @@ class ReplayBuffer(StreamCallback):
 
     def _offer_indices(self, trainer: Trainer, index: Tensor, target: Tensor, task: Tensor) -> None:
         rows, slots = self._reservoir(len(index), self._seed(trainer))
-        for part in torch.arange(len(rows)).split(COPIED_AT_ONCE) if len(rows) else ():  # slots ascend: no gap
+        for part in torch.split(torch.arange(len(rows)), COPIED_AT_ONCE) if len(rows) else ():  # slots ascend: no gap
             chosen = rows[part]
             self.store.write(slots[part], self._columns(trainer, index[chosen], target[chosen], task[chosen]))
 

@@ -28,7 +28,8 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
 )
 SMALL_SIDE = 64
-MEMORY_BYTES = 2**30
+SMALL_MEMORY_BYTES, MEMORY_BYTES = 2**32, 2**30
+"""Largest data sets that are kept in memory by default: of small images, which decode slower than they train; others."""
 _CHUNK = 64
 _CROP_ATTEMPTS = 10
 """As in torchvision's `RandomResizedCrop`."""
@@ -313,7 +314,7 @@ class FileListTasks(IncrementalDataModule, ABC):
         self.resized_crop = augment == "resized_crop"
         self._fixed = ResizeCrop(image_size, image_size)
         total = (len(train) + len(val) + len(test)) * 3 * image_size**2
-        fits = image_size <= SMALL_SIDE or total <= MEMORY_BYTES
+        fits = total <= (SMALL_MEMORY_BYTES if image_size <= SMALL_SIDE else MEMORY_BYTES)
         self.in_memory = (fits and not self.resized_crop) if in_memory is None else in_memory
 
     def load_split(self, train: bool) -> ImageSplit:
@@ -339,6 +340,7 @@ class FileListTasks(IncrementalDataModule, ABC):
         if self._splits:
             return
         super().setup(stage)
+        self.files = {}  # the splits know their files; strings of a million paths take 200 MB and more in workers
         if self.num_held_out:
             positions = torch.arange(len(self.split("train")))
             self._train_indices = positions[: -self.num_held_out]

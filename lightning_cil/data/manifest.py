@@ -26,8 +26,9 @@ class ManifestTasks(FileListTasks):
     Args:
         manifest: The csv or jsonl file.
         image_size: Side of the images in pixels.
-        in_memory: Whether all images are decoded once at the start and kept. `None`: yes for up to 64 pixels or where
-            they take up to 1 GiB (as `image_size` x `image_size` x 3 bytes each). The batches are the same either way.
+        in_memory: Whether all images are decoded once at the start and kept. `None`: yes where they take up
+            to 1 GiB (`image_size` x `image_size` x 3 bytes each), with up to 64 pixels up to 4 GiB. The batches are the
+            same either way.
         augment: Training images are mirrored and, `crop`: shifted by up to an eighth of their size; `resized_crop`: a
             random area of the file's own pixels is used (then they are decoded anew every epoch). `none`: neither.
         mean: Channel means of images scaled to [0, 1].

@@ -140,7 +140,7 @@ class ExemplarStore:
         if int(rows[0]) < 0 or int(rows[-1]) >= self._length or (rows[1:] <= rows[:-1]).any():
             return False
         for values in self._columns.values():
-            for part in torch.arange(len(rows), device=self.device).split(_MOVED_AT_ONCE):
+            for part in torch.split(torch.arange(len(rows), device=self.device), _MOVED_AT_ONCE):
                 values[part] = values[rows[part]]  # a later row never stands before the place of an earlier one
         self._length = len(rows)
         return True
