@@ -1,0 +1,52 @@
+"""A real browser for tests: the headless Chromium inside kaleido's wheel, which needs no system library and no network.
+
+Kaleido calls `Plotly.toImage` of a script that it is given; `browser.js` is that script, and loads a page instead.
+"""
+
+import json
+import os
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+SPY = """<script>
+window.problems = [];
+addEventListener("error", (e) => problems.push(`error: ${e.message || e.target.outerHTML.slice(0, 80)}`), true);
+addEventListener("unhandledrejection", (e) => problems.push(`rejection: ${e.reason}`));
+addEventListener("securitypolicyviolation", (e) => problems.push(`blocked: ${e.blockedURI}`));
+for (const level of ["error", "warn"]) console[level] = (...words) => problems.push(`console: ${words.join(" ")}`);
+</script>"""
+
+
+def run(page: str, script: str, width: int = 1200) -> Any:
+    """Load a page in a fresh browser and run the body of an async function of `window` and `document` on it.
+
+    Args:
+        page: HTML. Errors, warnings and blocked requests of it are collected in `window.problems`.
+        script: JavaScript; what it returns must be JSON.
+        width: Of the window, in CSS pixels.
+    """
+    assert "<head>" in page
+    spec = find_spec("kaleido")
+    assert spec is not None, "kaleido is not installed: `uv sync --frozen` installs what the tests need"
+    assert spec.submodule_search_locations is not None
+    folder = Path(spec.submodule_search_locations[0]) / "executable"
+    program = next(p for p in (folder / "bin" / "kaleido", folder / "kaleido", folder / "kaleido.exe") if p.exists())
+    places = {"LD_LIBRARY_PATH": "lib", "FONTCONFIG_PATH": "etc/fonts", "XDG_DATA_HOME": "xdg"}
+    options = ["--disable-gpu", "--no-sandbox", "--allow-file-access-from-files", "--disable-breakpad"]
+    content = {"page": page.replace("<head>", f"<head>{SPY}", 1), "width": width, "script": script}
+    finished = subprocess.run(
+        [str(program), "plotly", f"--plotlyjs={Path(__file__).with_name('browser.js')}", *options],
+        cwd=folder,
+        env={**os.environ, **{name: str(folder / place) for name, place in places.items()}},
+        input=json.dumps({"data": {"data": [content], "layout": {}}, "format": "svg"}) + "\n",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        timeout=120,
+    )
+    answers = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert len(answers) == 2, f"the browser ended with status {finished.returncode} after {answers}"
+    assert answers[1]["code"] == 0, answers[1]["message"]
+    return json.loads(answers[1]["result"])
