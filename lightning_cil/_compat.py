@@ -6,17 +6,35 @@ Read against lightning 2.6.6.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 PRIVATE_NAMES = {
-    "Trainer": ["_fit_impl", "_run", "_data_connector", "_checkpoint_connector"],
-    "fit_loop": ["max_epochs", "epoch_progress", "epoch_loop", "load_state_dict", "_combined_loader_states_to_load"],
-    "epoch_loop": ["max_steps", "automatic_optimization", "val_loop"],
+    "Trainer": ["_fit_impl", "_run", "_data_connector", "_checkpoint_connector", "_signal_connector", "_accelerator_connector"],
+    "fit_loop": [
+        "max_epochs",
+        "epoch_progress",
+        "epoch_loop",
+        "load_state_dict",
+        "_combined_loader_states_to_load",
+        "on_advance_end",
+    ],
+    "epoch_loop": [
+        "max_steps",
+        "automatic_optimization",
+        "val_loop",
+        "on_advance_end",
+        "_should_check_val_fx",
+        "_should_accumulate",
+        "_is_training_done",
+        "_broadcast_sigterm_tensor",
+    ],
+    "signal_connector": ["register_signal_handlers"],
     "checkpoint_connector": [
         "_select_ckpt_path",
         "resume_start",
@@ -115,6 +133,62 @@ def restore_finished_task(trainer: Trainer, ckpt_path: Any) -> None:
         stack += [child for child in vars(current).values() if hasattr(child, "_loaded_from_state_dict")]
     connector.resume_end()
     connector._ckpt_path = None
+
+
+@contextmanager
+def safe_points(
+    trainer: Trainer,
+    before_batch: Callable[[], object],
+    after_batch: Callable[[bool], None],
+    after_epoch: Callable[[], None],
+) -> Iterator[None]:
+    """Tell when a batch or an epoch is over with everything that belongs to it, logging included.
+
+    Hooks come too early for a checkpoint that goes on exactly: a row of the log, a schedule's step and a validation
+    would be missing. Lightning's own handlers of SIGTERM and SIGUSR1 stay out: they act in the middle of a step.
+
+    Args:
+        trainer: The trainer.
+        before_batch: Called with several processes only, before every batch, on all of them.
+        after_batch: Gets whether a checkpoint of this moment would go on exactly: no validation after this batch, no
+            half-summed gradients, not the end of the epoch.
+        after_epoch: Called after every epoch.
+    """
+    fit_loop, epoch_loop, signals = trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer._signal_connector
+    end_batch, end_epoch = epoch_loop.on_advance_end, fit_loop.on_advance_end
+
+    def on_batch(data_fetcher: Any) -> None:
+        validated = epoch_loop._should_check_val_fx(data_fetcher)
+        end_batch(data_fetcher)
+        over = epoch_loop._is_training_done or trainer.should_stop
+        after_batch(not (validated or over or epoch_loop._should_accumulate()))
+
+    def on_epoch() -> None:
+        end_epoch()
+        after_epoch()
+
+    changed = [
+        (epoch_loop, "on_advance_end", on_batch),
+        (fit_loop, "on_advance_end", on_epoch),
+        (epoch_loop, "_broadcast_sigterm_tensor", before_batch),
+        (signals, "register_signal_handlers", lambda: None),
+    ]
+    for owner, name, function in changed:
+        setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        for owner, name, _ in changed:
+            delattr(owner, name)
+
+
+def requeue_signal(trainer: Trainer) -> int | None:
+    """The signal by which SLURM asks the job to requeue itself; `None` elsewhere."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
+        return None
+    signum = environment.requeue_signal
+    return None if signum is None else int(signum)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ launch. What resets with a stage: optimizer, scheduler, early stopping, the epoc
 import os
 import random
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,14 +23,17 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch import callbacks as stock
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.multiprocessing import ProcessExitedException
 
 from lightning_cil import _compat
 from lightning_cil._random import fold_seed
 from lightning_cil.callbacks.base import call_hook
-from lightning_cil.callbacks.checkpoint import StreamCheckpoint
+from lightning_cil.callbacks.checkpoint import StreamCheckpoint, copy_checkpoint
 from lightning_cil.callbacks.freezing import StagedFreezing
+from lightning_cil.callbacks.interruption import RUN_KEY, Interruption, requeue_checkpoints, saved_job, slurm_job
 from lightning_cil.callbacks.progress import StreamProgressBar
 from lightning_cil.callbacks.random_state import RandomState
 from lightning_cil.callbacks.replay import ReplayBuffer
@@ -54,7 +58,7 @@ class IncrementalTrainer(Trainer):
 
     Args:
         callbacks: As in the stock Trainer; what a stream needs and the list lacks is added (`StreamState`,
-            `RandomState`, `StreamCheckpoint`, `ResultsWriter`, `StreamSummary`, `StreamProgressBar`).
+            `RandomState`, `Interruption`, `StreamCheckpoint`, `ResultsWriter`, `StreamSummary`, `StreamProgressBar`).
         logger: As in the stock Trainer; by default CSV files in `default_root_dir/version_<n>`.
         default_root_dir: Where run folders are made; `runs` by default.
         enable_checkpointing: Whether checkpoints are written.
@@ -100,6 +104,7 @@ class IncrementalTrainer(Trainer):
         self.stop_after_task = stop_after_task
         self.evaluate_before_training = evaluate_before_training
         self._max_epochs_given = kwargs.get("max_epochs")
+        self._in_stream = False
 
     def fit(
         self,
@@ -124,7 +129,16 @@ class IncrementalTrainer(Trainer):
         """
         if stop_after_task is not None:
             self.stop_after_task = stop_after_task
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        try:
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        except ProcessExitedException as error:  # a spawned process that was interrupted and has said so
+            if error.exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                raise SystemExit(error.exit_code) from None
+            raise
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning says 1
+                raise SystemExit(128 + signal.SIGINT) from None
+            raise
 
     def predict(
         self,
@@ -182,8 +196,11 @@ class IncrementalTrainer(Trainer):
         _compat.connect(self, model)
         self.strategy.setup_environment()
         if ckpt_path == "last":
-            ckpt_path = self._last_checkpoint(go_on=type(model).__name__)
-        path = _compat.select_checkpoint(self, ckpt_path)
+            path = self._last_checkpoint(go_on=type(model).__name__)
+        elif ckpt_path is None:
+            path = self._left_behind()
+        else:
+            path = _compat.select_checkpoint(self, ckpt_path)
 
         def fit(epochs: int, max_steps: int, ckpt: Any) -> None:
             _compat.run_fit(self, model, datamodule, epochs, max_steps, ckpt)
@@ -193,7 +210,9 @@ class IncrementalTrainer(Trainer):
 
         assert isinstance(model, IncrementalModule)
         driver = _Driver(self, model, datamodule, fit, test)
+        self._in_stream = True
         driver.run(path, self.stop_after_task, self.evaluate_before_training)
+        self._in_stream = False
 
     def test(
         self,
@@ -243,10 +262,54 @@ class IncrementalTrainer(Trainer):
                 f"`ckpt_path=last` finds {newest}, which is a run of {method}, and the method given is {go_on}. Give "
                 "each method its own `default_root_dir`, or name the checkpoint to branch from it into a new folder."
             )
-        name = newest.parent.parent.name
-        if isinstance(self.logger, RunLogger) and name.startswith("version_") and name[8:].isdecimal():
-            self.logger.resume(int(name[8:]), int(saved["global_step"]))
+        self._go_on_in_its_folder(saved)
         return str(newest)
+
+    def _left_behind(self) -> str | None:
+        """What a requeued SLURM job, or a run with `OnExceptionCheckpoint`, goes on from without being told."""
+        path = None
+        if SLURMEnvironment.detect():
+            others = []
+            for found in requeue_checkpoints(Path(self.default_root_dir)):
+                job = saved_job(found)
+                if job == slurm_job():
+                    path = path or found
+                else:
+                    others.append(f"{found} (job {job})")
+            if others and path is None:
+                rank_zero_warn(
+                    f"The run starts from its beginning. It does not go on from {', '.join(others)}: that was left by "
+                    f"another job than this one ({slurm_job()}). Give it as `ckpt_path` to go on from it, else delete it."
+                )
+        on_exception = [Path(c.ckpt_path) for c in self.callbacks if isinstance(c, OnExceptionCheckpoint)]  # type: ignore[attr-defined]
+        path = self.strategy.broadcast(path or next((p for p in on_exception if p.exists()), None))
+        if path is None:
+            return None
+        rank_zero_info(f"Going on from {path}")
+        self._go_on_in_its_folder(peek(path))
+        return str(path)
+
+    def _go_on_in_its_folder(self, saved: dict[str, Any]) -> None:
+        run = saved.get(RUN_KEY, {})
+        if isinstance(self.logger, RunLogger) and "version" in run:
+            self.logger.resume(int(run["version"]), int(run["rows"]))
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any = None
+    ) -> None:
+        """Save as the stock Trainer does, but after an exception in a stream keep the newest state that goes on exactly.
+
+        In the middle of a step, weights, generators and data position are of no single moment.
+        """
+        checkpoint = next((c for c in self.callbacks if isinstance(c, StreamCheckpoint)), None)  # type: ignore[attr-defined]
+        if self.interrupted and self._in_stream and checkpoint is not None and not weights_only:
+            last = checkpoint.directory(self) / "last.ckpt"
+            if not last.exists():
+                rank_zero_info(f"{filepath} is not written: there is no state yet to go on from.")
+            elif self.is_global_zero:
+                copy_checkpoint(last, Path(filepath))
+            return
+        super().save_checkpoint(filepath, weights_only, storage_options)
 
 
 def newest_checkpoint(root: str | Path) -> Path | None:
@@ -300,7 +363,8 @@ def fit_stream(
             f"`fit_stream` found {leftover[-1]}, which Lightning would reload in every stage. Move it away and give "
             "it as `ckpt_path`, or use `IncrementalTrainer`, which resumes from it."
         )
-    trainer.callbacks[:] = _with_defaults(trainer.callbacks, checkpoints=True, bar=False)  # type: ignore[attr-defined]
+    checkpoints = any(isinstance(c, Checkpoint) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    trainer.callbacks[:] = _with_defaults(trainer.callbacks, checkpoints=checkpoints, bar=False)  # type: ignore[attr-defined]
 
     def fit(epochs: int, max_steps: int, ckpt: Any) -> None:
         if ckpt is None:
@@ -338,9 +402,33 @@ class _Driver:
         self.steps_per_stage = trainer.max_steps
         """`max_steps`, and with `fast_dev_run` its steps, hold for each stage."""
         self.state: StreamState = next(c for c in trainer.callbacks if isinstance(c, StreamState))  # type: ignore[attr-defined]
+        self.interruption: Interruption = next(c for c in trainer.callbacks if isinstance(c, Interruption))  # type: ignore[attr-defined]
 
     def run(self, ckpt_path: Any, stop_after_task: int | None, evaluate_before: bool) -> None:
-        """Train and evaluate from the beginning or from a checkpoint."""
+        """Train and evaluate from the beginning or from a checkpoint, until the end or a signal."""
+        trainer, interruption = self.trainer, self.interruption
+        savers = [c for c in trainer.callbacks if isinstance(c, StreamCheckpoint)]  # type: ignore[attr-defined]
+
+        def before_batch() -> None:
+            interruption.agree(trainer)
+
+        def after_batch(resumable: bool) -> None:
+            for saver in savers:
+                saver.after_batch(trainer, resumable)
+            interruption.after_batch(trainer, resumable)
+
+        def after_epoch() -> None:
+            for saver in savers:
+                saver.after_epoch(trainer)
+            interruption.after_epoch(trainer)
+
+        with (
+            interruption.listening(trainer, _compat.requeue_signal(trainer)),
+            _compat.safe_points(trainer, before_batch, after_batch, after_epoch),
+        ):
+            self._run(ckpt_path, stop_after_task, evaluate_before)
+
+    def _run(self, ckpt_path: Any, stop_after_task: int | None, evaluate_before: bool) -> None:
         trainer, module, datamodule, state = self.trainer, self.module, self.datamodule, self.state
         tasks = datamodule.tasks
         if stop_after_task is not None and stop_after_task >= len(tasks):
@@ -391,6 +479,7 @@ class _Driver:
             self._evaluate(row=-1)
         end = len(tasks) if stop_after_task is None else stop_after_task + 1
         for task in tasks[first:end]:
+            self.interruption.check(trainer)
             self._run_task(task, ckpt if resumed else None)
             resumed = False
         call_hook(trainer, module, "on_stream_end")
@@ -413,6 +502,7 @@ class _Driver:
             _seed(fold_seed(state.seed, 4, task.index, trainer.global_rank))
             with self._timed(task, "task end"):
                 call_hook(trainer, module, "on_task_end", task)
+            self.interruption.check(trainer)
             state.phase = "evaluation"
         self._score(task, evaluate=bool(stages))
 
@@ -439,6 +529,7 @@ class _Driver:
             self.fit(epochs, -1 if steps == -1 else state.first_step + steps, ckpt)
         trainer.strategy.model_to_device()
         self._equalise_buffers()
+        self.interruption.check(trainer)
         call_hook(trainer, module, "on_stage_end", task, stage)
 
     def _stages(self, task: Task) -> list[Stage]:
@@ -566,6 +657,7 @@ def _with_defaults(given: list[Callback], *, checkpoints: bool, bar: bool) -> li
 
     added: list[Callback] = [StreamState()] if lacks(StreamState) else []
     added += [RandomState()] if lacks(RandomState) else []
+    added += [Interruption()] if lacks(Interruption) else []
     added += given
     added += [ResultsWriter()] if lacks(ResultsWriter) else []
     added += [StreamSummary()] if lacks(StreamSummary) else []

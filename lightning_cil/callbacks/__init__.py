@@ -3,6 +3,7 @@
 from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.checkpoint import StreamCheckpoint
 from lightning_cil.callbacks.freezing import StagedFreezing
+from lightning_cil.callbacks.interruption import Interruption
 from lightning_cil.callbacks.monitors import EarlyStopping, ModelCheckpoint
 from lightning_cil.callbacks.progress import StreamProgressBar
 from lightning_cil.callbacks.random_state import RandomState
@@ -14,6 +15,7 @@ from lightning_cil.callbacks.teacher import Teacher
 
 __all__ = [
     "EarlyStopping",
+    "Interruption",
     "ModelCheckpoint",
     "RandomState",
     "ReplayBuffer",
