@@ -72,9 +72,8 @@ def run_fit(
 
     It ends early at global step `max_steps`; -1: not.
     """
-    loop = trainer.fit_loop
     if ckpt_path is None:
-        loop.epoch_progress.reset_on_run()
+        start_afresh(trainer)
     limit_fit(trainer, epochs, max_steps)
     trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
     trainer.training, trainer.should_stop = True, False
@@ -82,6 +81,21 @@ def run_fit(
     with quiet():
         trainer._run(module, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     trainer.training = False
+
+
+def start_afresh(trainer: Trainer) -> None:
+    """The next fit is a stage from its beginning: epochs count from 0, and nothing of a checkpoint is taken up.
+
+    A fit that was over when its checkpoint was written is skipped on resuming, and leaves loops that wait to go on.
+    """
+    loop = trainer.fit_loop
+    loop.epoch_progress.reset_on_run()
+    loop._combined_loader_states_to_load = []
+    stack: list[Any] = [loop]
+    while stack:
+        current = stack.pop()
+        current._restarting = current._loaded_from_state_dict = current._resuming_from_checkpoint = False
+        stack += [child for child in vars(current).values() if hasattr(child, "_loaded_from_state_dict")]
 
 
 def limit_fit(trainer: Trainer, epochs: int, max_steps: int) -> None:
@@ -125,12 +139,6 @@ def restore_finished_task(trainer: Trainer, ckpt_path: Any) -> None:
     connector.restore_precision_plugin_state()
     loop = trainer.fit_loop
     loop.load_state_dict(connector._loaded_checkpoint["loops"]["fit_loop"])
-    loop._combined_loader_states_to_load = []
-    stack = [loop]
-    while stack:  # nothing is restarted: the next stage begins at its beginning
-        current = stack.pop()
-        current._restarting = current._loaded_from_state_dict = current._resuming_from_checkpoint = False
-        stack += [child for child in vars(current).values() if hasattr(child, "_loaded_from_state_dict")]
     connector.resume_end()
     connector._ckpt_path = None
 

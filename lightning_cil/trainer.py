@@ -368,7 +368,7 @@ def fit_stream(
 
     def fit(epochs: int, max_steps: int, ckpt: Any) -> None:
         if ckpt is None:
-            trainer.fit_loop.epoch_progress.reset_on_run()
+            _compat.start_afresh(trainer)
         _compat.limit_fit(trainer, epochs, max_steps)
         trainer.should_stop = False
         with _compat.quiet():

@@ -33,7 +33,7 @@ class Events(StreamCallback):
         self.names.append(name)
         if len(self.names) - 1 != self.at:
             return
-        if half is not None and half.is_file():
+        if half is not None and half.is_file() and self.how == "kill":
             with half.open("r+b") as file:
                 file.truncate(half.stat().st_size // 2)
         if self.how == "raise":
