@@ -255,7 +255,13 @@ class IncrementalTrainer(Trainer):
         if newest is None:
             rank_zero_warn(f"There is no checkpoint below {self.default_root_dir}: the run starts from its beginning.")
             return None
-        saved = peek(newest)
+        try:
+            saved = peek(newest)
+        except ValueError as error:
+            others = sorted(newest.parent.glob("task_*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+            good = next((str(p) for p in others if _is_readable(p)), None)
+            hint = f"Go on from an older one, --ckpt_path {good}" if good else "No older one there is readable: start again"
+            raise ValueError(f"`ckpt_path=last` finds a damaged file. {error}. {hint}, or move the file away.") from error
         method = saved.get("lightning_cil", {}).get("method", go_on)
         if method != go_on:
             raise ValueError(
@@ -310,6 +316,14 @@ class IncrementalTrainer(Trainer):
                 copy_checkpoint(last, Path(filepath))
             return
         super().save_checkpoint(filepath, weights_only, storage_options)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        peek(path)
+    except ValueError:
+        return False
+    return True
 
 
 def newest_checkpoint(root: str | Path) -> Path | None:

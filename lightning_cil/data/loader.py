@@ -2,7 +2,7 @@
 
 Global batch i of an epoch is `order[i * B * W : (i + 1) * B * W]`, rank r takes its slice, so that one process
 with batch W·B and W ranks with batch B see the same data. The order is a function of (seed, epoch); the state is
-{epoch, position} and the same on every rank; augmentation keys are functions of (seed, epoch, index).
+{epoch, position, global_batch} and the same on every rank; augmentation keys are functions of (seed, epoch, index).
 """
 
 import math
@@ -86,11 +86,24 @@ class StreamLoader:
         return max(1, min(len(self), limit))
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and number of batches already yielded in it; equal on every rank."""
-        return {"epoch": self.epoch, "position": self.position}
+        """Epoch, number of batches already yielded in it, and their size over all ranks; equal on every rank."""
+        return {"epoch": self.epoch, "position": self.position, "global_batch": self.batch_size * self.world_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`.
+
+        Raises:
+            ValueError: In the middle of an epoch with another global batch: positions count batches, so that samples
+                would be repeated or left out.
+        """
+        ours, theirs = self.batch_size * self.world_size, int(state.get("global_batch", self.batch_size * self.world_size))
+        if int(state["position"]) and ours != theirs:
+            raise ValueError(
+                f"The checkpoint was written in the middle of an epoch ({state['position']} batches of it done) with "
+                f"{theirs} samples in a step over all processes; here a step has {ours} (`batch_size={self.batch_size}` "
+                f"times {self.world_size} processes). Give a `batch_size` that makes {theirs}, or go on from a "
+                "checkpoint of a finished task (checkpoints/task_<k>.ckpt) or epoch, where any batch size will do."
+            )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
 
     def batches(self, epoch: int, start: int = 0) -> list[Tensor]:

@@ -54,7 +54,9 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
     """Module, data, callbacks and the trainer's options of a case."""
     name = case["name"]
     data: IncrementalDataModule = TinyTasks(**case.get("data", {}))
-    callbacks: list[Callback] = [StreamCheckpoint(**case.get("checkpoint", {}))]
+    callbacks: list[Callback] = []
+    if case.get("checkpoint", {}) is not None:
+        callbacks.append(StreamCheckpoint(**case.get("checkpoint", {})))
     if name == "er":
         module, callbacks = tiny(ER), [ReplayBuffer(total=12), *callbacks]
     elif name == "lwf":

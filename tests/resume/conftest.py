@@ -46,6 +46,7 @@ class Runs:
     def close(self) -> None:
         self._in.close()
         self._server.wait(30)
+        self._out.close()
 
 
 @pytest.fixture(scope="session")

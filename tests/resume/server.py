@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Events(StreamCallback):
     """Counts what happens in a run, and at one event sends this run a signal, or raises."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self.at, self.how, self.ranks = job.get("at"), job.get("how"), job.get("ranks", [0])
+        self.at, self.how, self.ranks = job.get("at"), job.get("how", ""), job.get("ranks", [0])
         self.names: list[str] = []
         self.file = Path(job["root"]) / "events.json"
 
@@ -40,7 +41,14 @@ class Events(StreamCallback):
             raise OSError(f"power cut at {name}")
         if self.how == "kill":
             os.killpg(0, signal.SIGKILL)  # all ranks, decoding processes too
-        os.kill(os.getpid(), SIGNALS[self.how or ""])
+        name, *way = self.how.split()
+        if way == ["group"]:
+            os.killpg(0, SIGNALS[name])
+        else:
+            os.kill(os.getpid(), SIGNALS[name])
+        if way == ["twice"]:
+            time.sleep(0.6)
+            os.kill(os.getpid(), SIGNALS[name])
 
     @staticmethod
     def rank() -> int:
