@@ -10,12 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 PRIVATE_NAMES = {
-    "Trainer": ["_fit_impl", "_run", "_data_connector", "_checkpoint_connector", "_signal_connector", "_accelerator_connector"],
+    "Trainer": [
+        "_fit_impl",
+        "_run",
+        "_data_connector",
+        "_checkpoint_connector",
+        "_signal_connector",
+        "_accelerator_connector",
+    ],
     "fit_loop": [
         "max_epochs",
         "epoch_progress",

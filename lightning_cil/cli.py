@@ -68,7 +68,7 @@ class StreamCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Let an interrupted run say what to type to go on."""
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Interruption):
                 callback.command = ["lightning-cil", *self._arguments]
 

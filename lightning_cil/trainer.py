@@ -7,7 +7,6 @@ launch. What resets with a stage: optimizer, scheduler, early stopping, the epoc
 """
 
 import os
-import random
 import resource
 import signal
 import sys
@@ -17,16 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import callbacks as stock
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from lightning_cil import _compat
 from lightning_cil._random import fold_seed
@@ -35,7 +33,7 @@ from lightning_cil.callbacks.checkpoint import StreamCheckpoint, copy_checkpoint
 from lightning_cil.callbacks.freezing import StagedFreezing
 from lightning_cil.callbacks.interruption import RUN_KEY, Interruption, requeue_checkpoints, saved_job, slurm_job
 from lightning_cil.callbacks.progress import StreamProgressBar
-from lightning_cil.callbacks.random_state import RandomState
+from lightning_cil.callbacks.random_state import RandomState, seed_generators
 from lightning_cil.callbacks.replay import ReplayBuffer
 from lightning_cil.callbacks.results import ResultsWriter
 from lightning_cil.callbacks.stream_state import StageTime, StreamState
@@ -260,15 +258,21 @@ class IncrementalTrainer(Trainer):
         except ValueError as error:
             others = sorted(newest.parent.glob("task_*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
             good = next((str(p) for p in others if _is_readable(p)), None)
-            hint = f"Go on from an older one, --ckpt_path {good}" if good else "No older one there is readable: start again"
-            raise ValueError(f"`ckpt_path=last` finds a damaged file. {error}. {hint}, or move the file away.") from error
+            hint = (
+                f"Go on from an older one, --ckpt_path {good}"
+                if good
+                else "No older one there is readable: start again"
+            )
+            raise ValueError(
+                f"`ckpt_path=last` finds a damaged file. {error}. {hint}, or move the file away."
+            ) from error
         method = saved.get("lightning_cil", {}).get("method", go_on)
         if method != go_on:
             raise ValueError(
                 f"`ckpt_path=last` finds {newest}, which is a run of {method}, and the method given is {go_on}. Give "
                 "each method its own `default_root_dir`, or name the checkpoint to branch from it into a new folder."
             )
-        self._go_on_in_its_folder(saved)
+        self._go_on_in_its_folder(saved, newest.parent.parent.name)
         return str(newest)
 
     def _left_behind(self) -> str | None:
@@ -284,8 +288,8 @@ class IncrementalTrainer(Trainer):
                     others.append(f"{found} (job {job})")
             if others and path is None:
                 rank_zero_warn(
-                    f"The run starts from its beginning. It does not go on from {', '.join(others)}: that was left by "
-                    f"another job than this one ({slurm_job()}). Give it as `ckpt_path` to go on from it, else delete it."
+                    f"The run starts from its beginning. It does not go on from {', '.join(others)}: that was left "
+                    f"by another job than this one ({slurm_job()}). Give it as `ckpt_path` to go on from it, else delete it."
                 )
         on_exception = [Path(c.ckpt_path) for c in self.callbacks if isinstance(c, OnExceptionCheckpoint)]  # type: ignore[attr-defined]
         path = self.strategy.broadcast(path or next((p for p in on_exception if p.exists()), None))
@@ -295,15 +299,16 @@ class IncrementalTrainer(Trainer):
         self._go_on_in_its_folder(peek(path))
         return str(path)
 
-    def _go_on_in_its_folder(self, saved: dict[str, Any]) -> None:
+    def _go_on_in_its_folder(self, saved: dict[str, Any], folder: str | None = None) -> None:
         run = saved.get(RUN_KEY, {})
-        if isinstance(self.logger, RunLogger) and "version" in run:
-            self.logger.resume(int(run["version"]), int(run["rows"]))
+        version = (folder or f"version_{run.get('version', '')}").removeprefix("version_")
+        if isinstance(self.logger, RunLogger) and version.isdecimal():
+            self.logger.resume(int(version), int(run.get("rows", 0)))
 
     def save_checkpoint(
         self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any = None
     ) -> None:
-        """Save as the stock Trainer does, but after an exception in a stream keep the newest state that goes on exactly.
+        """Save as the stock Trainer does; after an exception in a stream, copy the newest state that goes on exactly.
 
         In the middle of a step, weights, generators and data position are of no single moment.
         """
@@ -504,7 +509,7 @@ class _Driver:
         start = state.stage if ckpt else 0
         if not ckpt:
             state.current_task = task
-            _seed(fold_seed(state.seed, 3, task.index, trainer.global_rank))
+            seed_generators(fold_seed(state.seed, 3, task.index, trainer.global_rank))
             call_hook(trainer, module, "on_task_start", task)
         module.grow_to(task)
         stages = self._stages(task)
@@ -513,7 +518,7 @@ class _Driver:
             ckpt = None
         if stages:
             trainer.strategy.model_to_device()
-            _seed(fold_seed(state.seed, 4, task.index, trainer.global_rank))
+            seed_generators(fold_seed(state.seed, 4, task.index, trainer.global_rank))
             with self._timed(task, "task end"):
                 call_hook(trainer, module, "on_task_end", task)
             self.interruption.check(trainer)
@@ -536,7 +541,7 @@ class _Driver:
         call_hook(trainer, module, "setup_stage", task, stage)
         if not ckpt:
             call_hook(trainer, module, "on_stage_start", task, stage)
-            _seed(fold_seed(state.seed, 2, task.index, index, trainer.global_rank))
+            seed_generators(fold_seed(state.seed, 2, task.index, index, trainer.global_rank))
         with self._timed(task, stage.name):
             steps = self.steps_per_stage
             epochs = 1 if trainer.fast_dev_run else stage.epochs  # type: ignore[attr-defined]
@@ -641,12 +646,6 @@ def _run_seed() -> int:
     """The seed of `seed_everything`, or the one that torch started with."""
     given = os.environ.get("PL_GLOBAL_SEED")
     return int(given) if given is not None else torch.initial_seed() % 2**32
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def _check_module(module: LightningModule) -> None:

@@ -228,8 +228,11 @@ def requeue_checkpoints(root: Path) -> list[Path]:
 
 
 def saved_job(path: Path) -> str | None:
-    """The SLURM job that wrote a checkpoint."""
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    """The SLURM job that wrote a checkpoint; `None` for another's, or a damaged one."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:
+        return None
     job: str | None = saved.get(RUN_KEY, {}).get("job")
     return job
 

@@ -96,12 +96,15 @@ class StreamLoader:
             ValueError: In the middle of an epoch with another global batch: positions count batches, so that samples
                 would be repeated or left out.
         """
-        ours, theirs = self.batch_size * self.world_size, int(state.get("global_batch", self.batch_size * self.world_size))
+        ours, theirs = (
+            self.batch_size * self.world_size,
+            int(state.get("global_batch", self.batch_size * self.world_size)),
+        )
         if int(state["position"]) and ours != theirs:
             raise ValueError(
                 f"The checkpoint was written in the middle of an epoch ({state['position']} batches of it done) with "
-                f"{theirs} samples in a step over all processes; here a step has {ours} (`batch_size={self.batch_size}` "
-                f"times {self.world_size} processes). Give a `batch_size` that makes {theirs}, or go on from a "
+                f"{theirs} samples in a step over all processes; here a step has {ours} "
+                f"(`batch_size={self.batch_size}` times {self.world_size} processes). Give a `batch_size` that makes {theirs}, or go on from a "
                 "checkpoint of a finished task (checkpoints/task_<k>.ckpt) or epoch, where any batch size will do."
             )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])

@@ -1,5 +1,7 @@
 """Streams that the tests of this folder break off, by name; a config can name the classes by their paths."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,19 @@ class DropoutNet(nn.Module):
         return self.dropout(self.norm(self.linear(image.flatten(1))).relu())
 
 
+class PlainNet(nn.Module):
+    """A backbone that several processes train to the same weights as one."""
+
+    num_features = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(36, self.num_features)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.linear(image.flatten(1)).relu()
+
+
 class ThreeStages(FineTune):
     """Head, body and head, then everything, each with an optimizer of its own."""
 
@@ -40,6 +55,14 @@ class ThreeStages(FineTune):
             Stage("body", 2, train=["backbone.*"]),
             Stage("all", 1),
         ]
+
+
+class BreakFromEnvironment(Callback):
+    """Sends its process the signal `BREAK_WITH` before step `BREAK_AT`."""
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == int(os.environ.get("BREAK_AT", -1)):
+            os.kill(os.getpid(), signal.Signals[os.environ["BREAK_WITH"]])
 
 
 def step_lr(optimizer: Any) -> torch.optim.lr_scheduler.LRScheduler:
@@ -63,6 +86,8 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
         module = tiny(LwF)
     elif name == "stages":
         module = tiny(ThreeStages, lr_scheduler=None)
+    elif name == "plain":
+        module = tiny(FineTune, backbone=PlainNet())
     elif name == "early":
         module = tiny(FineTune, epochs=4)
         callbacks = [EarlyStopping("val/class_il", mode="max", patience=1, min_delta=1.0), *callbacks]
@@ -81,8 +106,6 @@ def fit(case: dict[str, Any], root: Path, ckpt_path: str | None, extra: list[Cal
     seed_everything(5, verbose=False)
     module, data, callbacks, options = build(case)
     defaults = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "log_every_n_steps": 2}
-    trainer = IncrementalTrainer(
-        callbacks=[*extra, *callbacks], default_root_dir=root, **{**defaults, **options}
-    )
+    trainer = IncrementalTrainer(callbacks=[*extra, *callbacks], default_root_dir=root, **{**defaults, **options})
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer

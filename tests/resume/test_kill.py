@@ -31,7 +31,7 @@ BOUNDARIES = [
     "task_1.ckpt named",
     "task_2.ckpt named",
 ]
-"""First, middle and last batch, ends of epochs, stages and tasks, evaluation, and every step of writing a checkpoint."""
+"""First, middle and last batch, ends of epochs, stages and tasks, evaluation, every step of writing a checkpoint."""
 
 CASES: dict[str, dict[str, Any]] = {
     "ER": {"name": "er", "checkpoint": {"every_n_train_steps": 1}},
@@ -64,9 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def kill_and_go_on(
-    runs: Runs, case: dict[str, Any], root: Path, wanted: list[str], more: int, **options: Any
-) -> None:
+def kill_and_go_on(runs: Runs, case: dict[str, Any], root: Path, wanted: list[str], more: int, **options: Any) -> None:
     source = random.Random(f"{SEED} {case}")
     events = runs.straight(case, root / "straight", **options)
     expected = left_behind(root / "straight")
@@ -99,7 +97,14 @@ def test_decoding_processes_make_no_difference(runs: Runs, tmp_path: Path, worke
 def test_two_processes_that_are_killed_go_on_exactly(runs: Runs, tmp_path: Path) -> None:
     two = {"devices": 2, "strategy": "ddp_fork"}
     case = {"name": "er", "checkpoint": {"every_n_train_steps": 1}, "trainer": two, "data": {"batch_size": 4}}
-    wanted = ["batch start 0", "batch end 1", "batch end 2", "task end 1", "test batch after task 1", "half of last.ckpt"]
+    wanted = [
+        "batch start 0",
+        "batch end 1",
+        "batch end 2",
+        "task end 1",
+        "test batch after task 1",
+        "half of last.ckpt",
+    ]
     kill_and_go_on(runs, case, tmp_path, [*wanted, "task_1.ckpt named"], 5)
 
 
