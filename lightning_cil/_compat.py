@@ -7,11 +7,12 @@ Read against lightning 2.6.6.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -20,9 +21,33 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 PRIVATE_NAMES = {
-    "Trainer": ["_fit_impl", "_run", "_data_connector", "_checkpoint_connector"],
-    "fit_loop": ["max_epochs", "epoch_progress", "epoch_loop", "load_state_dict", "_combined_loader_states_to_load"],
-    "epoch_loop": ["max_steps", "automatic_optimization", "val_loop"],
+    "Trainer": [
+        "_fit_impl",
+        "_run",
+        "_data_connector",
+        "_checkpoint_connector",
+        "_signal_connector",
+        "_accelerator_connector",
+    ],
+    "fit_loop": [
+        "max_epochs",
+        "epoch_progress",
+        "epoch_loop",
+        "load_state_dict",
+        "_combined_loader_states_to_load",
+        "on_advance_end",
+    ],
+    "epoch_loop": [
+        "max_steps",
+        "automatic_optimization",
+        "val_loop",
+        "on_advance_end",
+        "_should_check_val_fx",
+        "_should_accumulate",
+        "_is_training_done",
+        "_broadcast_sigterm_tensor",
+    ],
+    "signal_connector": ["register_signal_handlers"],
     "checkpoint_connector": [
         "_select_ckpt_path",
         "resume_start",
@@ -62,9 +87,8 @@ def run_fit(
 
     It ends early at global step `max_steps`; -1: not.
     """
-    loop = trainer.fit_loop
     if ckpt_path is None:
-        loop.epoch_progress.reset_on_run()
+        start_afresh(trainer)
     limit_fit(trainer, epochs, max_steps)
     trainer.state.fn, trainer.state.status = TrainerFn.FITTING, TrainerStatus.RUNNING
     trainer.training, trainer.should_stop = True, False
@@ -72,6 +96,21 @@ def run_fit(
     with quiet():
         trainer._run(module, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     trainer.training = False
+
+
+def start_afresh(trainer: Trainer) -> None:
+    """The next fit is a stage from its beginning: epochs count from 0, and nothing of a checkpoint is taken up.
+
+    A fit that was over when its checkpoint was written is skipped on resuming, and leaves loops that wait to go on.
+    """
+    loop = trainer.fit_loop
+    loop.epoch_progress.reset_on_run()
+    loop._combined_loader_states_to_load = []
+    stack: list[Any] = [loop]
+    while stack:
+        current = stack.pop()
+        current._restarting = current._loaded_from_state_dict = current._resuming_from_checkpoint = False
+        stack += [child for child in vars(current).values() if hasattr(child, "_loaded_from_state_dict")]
 
 
 def limit_fit(trainer: Trainer, epochs: int, max_steps: int) -> None:
@@ -115,12 +154,6 @@ def restore_finished_task(trainer: Trainer, ckpt_path: Any) -> None:
     connector.restore_precision_plugin_state()
     loop = trainer.fit_loop
     loop.load_state_dict(connector._loaded_checkpoint["loops"]["fit_loop"])
-    loop._combined_loader_states_to_load = []
-    stack = [loop]
-    while stack:  # nothing is restarted: the next stage begins at its beginning
-        current = stack.pop()
-        current._restarting = current._loaded_from_state_dict = current._resuming_from_checkpoint = False
-        stack += [child for child in vars(current).values() if hasattr(child, "_loaded_from_state_dict")]
     connector.resume_end()
     connector._ckpt_path = None
 
@@ -142,6 +175,62 @@ def tensor_parallel_size(strategy: ModelParallelStrategy) -> int:
     """Over how many processes layers would be split."""
     size = strategy._tensor_parallel_size
     return strategy.num_processes if size == "auto" else size
+
+
+@contextmanager
+def safe_points(
+    trainer: Trainer,
+    before_batch: Callable[[], object],
+    after_batch: Callable[[bool], None],
+    after_epoch: Callable[[], None],
+) -> Iterator[None]:
+    """Tell when a batch or an epoch is over with everything that belongs to it, logging included.
+
+    Hooks come too early for a checkpoint that goes on exactly: a row of the log, a schedule's step and a validation
+    would be missing. Lightning's own handlers of SIGTERM and SIGUSR1 stay out: they act in the middle of a step.
+
+    Args:
+        trainer: The trainer.
+        before_batch: Called with several processes only, before every batch, on all of them.
+        after_batch: Gets whether a checkpoint of this moment would go on exactly: no validation after this batch, no
+            half-summed gradients, not the end of the epoch.
+        after_epoch: Called after every epoch.
+    """
+    fit_loop, epoch_loop, signals = trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer._signal_connector
+    end_batch, end_epoch = epoch_loop.on_advance_end, fit_loop.on_advance_end
+
+    def on_batch(data_fetcher: Any) -> None:
+        validated = epoch_loop._should_check_val_fx(data_fetcher)
+        end_batch(data_fetcher)
+        over = epoch_loop._is_training_done or trainer.should_stop
+        after_batch(not (validated or over or epoch_loop._should_accumulate()))
+
+    def on_epoch() -> None:
+        end_epoch()
+        after_epoch()
+
+    changed = [
+        (epoch_loop, "on_advance_end", on_batch),
+        (fit_loop, "on_advance_end", on_epoch),
+        (epoch_loop, "_broadcast_sigterm_tensor", before_batch),
+        (signals, "register_signal_handlers", lambda: None),
+    ]
+    for owner, name, function in changed:
+        setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        for owner, name, _ in changed:
+            delattr(owner, name)
+
+
+def requeue_signal(trainer: Trainer) -> int | None:
+    """The signal by which SLURM asks the job to requeue itself; `None` elsewhere."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
+        return None
+    signum = environment.requeue_signal
+    return None if signum is None else int(signum)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import lightning_cil.methods
 import lightning_cil.schedulers
 from lightning_cil._compat import metadata_file
 from lightning_cil._usage import UsageError, UsageParser, check_nulls, explain
+from lightning_cil.callbacks import Interruption
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.references import run_references
@@ -56,6 +57,7 @@ class StreamCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str]) -> None:
+        self._arguments = args
         super().__init__(
             model_class=IncrementalModule,
             datamodule_class=IncrementalDataModule,
@@ -70,6 +72,12 @@ class StreamCLI(LightningCLI):
             parser_class=UsageParser,
             args=args,
         )
+
+    def before_fit(self) -> None:
+        """Let an interrupted run say what to type to go on."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Interruption):
+                callback.command = ["lightning-cil", *self._arguments]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own warns when it is given arguments by a console script."""
@@ -158,6 +166,9 @@ def run(arguments: list[str], debug: bool = False) -> int:
         StreamCLI(arguments)
     except SystemExit as stop:
         return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+    except KeyboardInterrupt:
+        print(f"\nlightning-cil {command}: interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -44,6 +44,9 @@ POLL = 1.0
 GRACE = 5.0
 """Seconds in which a process may end by an error of its own, before it is ended."""
 
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of processes that ended by a signal as they should."""
+
 GO_ON = "To go on from the newest checkpoint, give the same command with `--ckpt_path last`."
 
 
@@ -121,6 +124,8 @@ def launching(trainer: Trainer) -> Iterator[None]:
         with functions_by_value():
             yield
     except (ProcessExitedException, ProcessRaisedException) as error:
+        if isinstance(error, ProcessExitedException) and error.exit_code in INTERRUPTED:  # it has said so
+            raise SystemExit(error.exit_code) from None
         raise ProcessDiedError(_joined_message(error)) from error
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         if kind != "multiprocessing" or "pickle" not in str(error):

@@ -1,12 +1,15 @@
 """`RunLogger`: Lightning's CSV logger, which a resumed run can go on with."""
 
 import csv
+import io
 import warnings
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from lightning_cil.callbacks.results import write_atomically
 
 
 class RunLogger(CSVLogger):
@@ -23,17 +26,32 @@ class RunLogger(CSVLogger):
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(str(root), name=None)
-        self._resume_step: int | None = None
+        self._rows = 0
+        self._resumed = False
 
-    def resume(self, version: int, step: int) -> None:
+    def resume(self, version: int, rows: int) -> None:
         """Go on in a run folder from a checkpoint.
 
         Args:
             version: Number of the run folder.
-            step: Global step of the checkpoint; rows after it are dropped.
+            rows: Rows that were logged when the checkpoint was written; later ones are dropped.
         """
         self._version = version
-        self._resume_step = step
+        self._rows = rows
+        self._resumed = True
+
+    def position(self) -> dict[str, int]:
+        """Write what was logged to the file; number of the run folder, and of rows. Empty on other ranks than 0."""
+        if self._experiment is None:
+            return {}
+        self.save()
+        return {"version": int(self.version), "rows": self._rows}
+
+    def save(self) -> None:
+        """Write what was logged to the file."""
+        if self._experiment is not None:
+            self._rows += len(self._experiment.metrics)
+        super().save()
 
     def choose_folder(self) -> None:
         """Fix the number of the run folder now, before this logger is copied to other processes."""
@@ -42,20 +60,23 @@ class RunLogger(CSVLogger):
     @property
     def experiment(self) -> Any:
         """The writer; on other ranks than 0 a dummy."""
-        if self._experiment is not None or self._resume_step is None:
+        if self._experiment is not None or not self._resumed:
             return super().experiment
         path = Path(self.log_dir) / self.METRICS_FILE
         rows: list[dict[str, str]] = []
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self._resume_step]
+                rows = list(csv.DictReader(file))[: self._rows]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
             writer = super().experiment
         if rows and isinstance(writer, ExperimentWriter):  # rank 0
-            with path.open("w", newline="", encoding="utf-8") as file:
-                table = csv.DictWriter(file, fieldnames=list(rows[0]))
-                table.writeheader()
-                table.writerows(rows)
-            writer.metrics_keys = list(rows[0])
+            names = [name for name in rows[0] if any(row[name] for row in rows)]  # a dropped row may have brought one
+            text = io.StringIO(newline="")
+            table = csv.DictWriter(text, fieldnames=names, extrasaction="ignore")
+            table.writeheader()
+            table.writerows(rows)
+            write_atomically(path, text.getvalue())
+            writer.metrics_keys = names
+        self._rows = len(rows)
         return writer

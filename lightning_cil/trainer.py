@@ -8,8 +8,8 @@ launch. What resets with a stage: optimizer, scheduler, early stopping, the epoc
 
 import os
 import pickle
-import random
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import callbacks as stock
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
@@ -30,11 +30,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_cil import _compat
 from lightning_cil._random import fold_seed
 from lightning_cil.callbacks.base import call_hook
-from lightning_cil.callbacks.checkpoint import StreamCheckpoint
+from lightning_cil.callbacks.checkpoint import StreamCheckpoint, copy_checkpoint
 from lightning_cil.callbacks.finite_loss import FiniteLoss
 from lightning_cil.callbacks.freezing import StagedFreezing
+from lightning_cil.callbacks.interruption import RUN_KEY, Interruption, requeue_checkpoints, saved_job, slurm_job
 from lightning_cil.callbacks.progress import StreamProgressBar
-from lightning_cil.callbacks.random_state import RandomState
+from lightning_cil.callbacks.random_state import RandomState, seed_generators
 from lightning_cil.callbacks.records import PredictionRecords
 from lightning_cil.callbacks.replay import ReplayBuffer
 from lightning_cil.callbacks.results import ResultsWriter
@@ -59,8 +60,8 @@ class IncrementalTrainer(Trainer):
 
     Args:
         callbacks: As in the stock Trainer; what a stream needs and the list lacks is added (`StreamState`,
-            `RandomState`, `FiniteLoss`, `PredictionRecords`, `ResultsWriter`, `StreamSummary`, `StreamProgressBar`,
-            `StreamCheckpoint`).
+            `RandomState`, `Interruption`, `FiniteLoss`, `PredictionRecords`, `ResultsWriter`, `StreamSummary`,
+            `StreamProgressBar`, `StreamCheckpoint`).
         logger: As in the stock Trainer; by default CSV files in `default_root_dir/version_<n>`.
         default_root_dir: Where run folders are made; `runs` by default.
         enable_checkpointing: Whether checkpoints are written.
@@ -110,6 +111,7 @@ class IncrementalTrainer(Trainer):
         self.stop_after_task = stop_after_task
         self.evaluate_before_training = evaluate_before_training
         self._max_epochs_given = kwargs.get("max_epochs")
+        self._in_stream = False
 
     def fit(
         self,
@@ -143,8 +145,13 @@ class IncrementalTrainer(Trainer):
                     ckpt_path = self._last_checkpoint(go_on=type(model).__name__)
                 if isinstance(self.logger, RunLogger):
                     self.logger.choose_folder()
-        with launching(self):
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        try:
+            with launching(self):
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning says 1
+                raise SystemExit(128 + signal.SIGINT) from None
+            raise
 
     def predict(
         self,
@@ -210,8 +217,11 @@ class IncrementalTrainer(Trainer):
         _compat.connect(self, model)
         self.strategy.setup_environment()
         if ckpt_path == "last":
-            ckpt_path = self._last_checkpoint(go_on=type(model).__name__)
-        path = _compat.select_checkpoint(self, ckpt_path)
+            path = self._last_checkpoint(go_on=type(model).__name__)
+        elif ckpt_path is None:
+            path = self._left_behind()
+        else:
+            path = _compat.select_checkpoint(self, ckpt_path)
 
         def fit(epochs: int, max_steps: int, ckpt: Any) -> None:
             _compat.run_fit(self, model, datamodule, epochs, max_steps, ckpt)
@@ -221,7 +231,9 @@ class IncrementalTrainer(Trainer):
 
         assert isinstance(model, IncrementalModule)
         driver = _Driver(self, model, datamodule, fit, test)
+        self._in_stream = True
         driver.run(path, self.stop_after_task, self.evaluate_before_training)
+        self._in_stream = False
 
     def test(
         self,
@@ -291,17 +303,82 @@ class IncrementalTrainer(Trainer):
         if newest is None:
             rank_zero_warn(f"There is no checkpoint below {self.default_root_dir}: the run starts from its beginning.")
             return None
-        saved = peek(newest)
+        try:
+            saved = peek(newest)
+        except ValueError as error:
+            others = sorted(newest.parent.glob("task_*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+            good = next((str(p) for p in others if _is_readable(p)), None)
+            hint = (
+                f"Go on from an older one, --ckpt_path {good}"
+                if good
+                else "No older one there is readable: start again"
+            )
+            raise ValueError(
+                f"`ckpt_path=last` finds a damaged file. {error}. {hint}, or move the file away."
+            ) from error
         method = saved.get("lightning_cil", {}).get("method", go_on)
         if method != go_on:
             raise ValueError(
                 f"`ckpt_path=last` finds {newest}, which is a run of {method}, and the method given is {go_on}. Give "
                 "each method its own `default_root_dir`, or name the checkpoint to branch from it into a new folder."
             )
-        name = newest.parent.parent.name
-        if isinstance(self.logger, RunLogger) and name.startswith("version_") and name[8:].isdecimal():
-            self.logger.resume(int(name[8:]), int(saved["global_step"]))
+        self._go_on_in_its_folder(saved, newest.parent.parent.name)
         return str(newest)
+
+    def _left_behind(self) -> str | None:
+        """What a requeued SLURM job, or a run with `OnExceptionCheckpoint`, goes on from without being told."""
+        path = None
+        if SLURMEnvironment.detect():
+            others = []
+            for found in requeue_checkpoints(Path(self.default_root_dir)):
+                job = saved_job(found)
+                if job == slurm_job():
+                    path = path or found
+                else:
+                    others.append(f"{found} (job {job})")
+            if others and path is None:
+                rank_zero_warn(
+                    f"The run starts from its beginning. It does not go on from {', '.join(others)}: that was left "
+                    f"by another job than this one ({slurm_job()}). Give it as `ckpt_path` to go on from it, else delete it."
+                )
+        on_exception = [Path(c.ckpt_path) for c in self.callbacks if isinstance(c, OnExceptionCheckpoint)]  # type: ignore[attr-defined]
+        path = self.strategy.broadcast(path or next((p for p in on_exception if p.exists()), None))
+        if path is None:
+            return None
+        rank_zero_info(f"Going on from {path}")
+        self._go_on_in_its_folder(peek(path))
+        return str(path)
+
+    def _go_on_in_its_folder(self, saved: dict[str, Any], folder: str | None = None) -> None:
+        run = saved.get(RUN_KEY, {})
+        version = (folder or f"version_{run.get('version', '')}").removeprefix("version_")
+        if isinstance(self.logger, RunLogger) and version.isdecimal():
+            self.logger.resume(int(version), int(run.get("rows", 0)))
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any = None
+    ) -> None:
+        """Save as the stock Trainer does; after an exception in a stream, copy the newest state that goes on exactly.
+
+        In the middle of a step, weights, generators and data position are of no single moment.
+        """
+        checkpoint = next((c for c in self.callbacks if isinstance(c, StreamCheckpoint)), None)  # type: ignore[attr-defined]
+        if self.interrupted and self._in_stream and checkpoint is not None and not weights_only:
+            last = checkpoint.directory(self) / "last.ckpt"
+            if not last.exists():
+                rank_zero_info(f"{filepath} is not written: there is no state yet to go on from.")
+            elif self.is_global_zero:
+                copy_checkpoint(last, Path(filepath))
+            return
+        super().save_checkpoint(filepath, weights_only, storage_options)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        peek(path)
+    except ValueError:
+        return False
+    return True
 
 
 def newest_checkpoint(root: str | Path) -> Path | None:
@@ -358,16 +435,17 @@ def fit_stream(
             f"`fit_stream` found {leftover[-1]}, which Lightning would reload in every stage. Move it away and give "
             "it as `ckpt_path`, or use `IncrementalTrainer`, which resumes from it."
         )
+    checkpoints = any(isinstance(c, Checkpoint) for c in trainer.callbacks)  # type: ignore[attr-defined]
     trainer.callbacks[:] = _with_defaults(  # type: ignore[attr-defined]
         trainer.callbacks,  # type: ignore[attr-defined]
-        checkpoints=True,
+        checkpoints=checkpoints,
         bar=False,
         check_finite=check_finite,
     )
 
     def fit(epochs: int, max_steps: int, ckpt: Any) -> None:
         if ckpt is None:
-            trainer.fit_loop.epoch_progress.reset_on_run()
+            _compat.start_afresh(trainer)
         _compat.limit_fit(trainer, epochs, max_steps)
         trainer.should_stop = False
         with _compat.quiet():
@@ -401,9 +479,33 @@ class _Driver:
         self.steps_per_stage = trainer.max_steps
         """`max_steps`, and with `fast_dev_run` its steps, hold for each stage."""
         self.state: StreamState = next(c for c in trainer.callbacks if isinstance(c, StreamState))  # type: ignore[attr-defined]
+        self.interruption: Interruption = next(c for c in trainer.callbacks if isinstance(c, Interruption))  # type: ignore[attr-defined]
 
     def run(self, ckpt_path: Any, stop_after_task: int | None, evaluate_before: bool) -> None:
-        """Train and evaluate from the beginning or from a checkpoint."""
+        """Train and evaluate from the beginning or from a checkpoint, until the end or a signal."""
+        trainer, interruption = self.trainer, self.interruption
+        savers = [c for c in trainer.callbacks if isinstance(c, StreamCheckpoint)]  # type: ignore[attr-defined]
+
+        def before_batch() -> None:
+            interruption.agree(trainer)
+
+        def after_batch(resumable: bool) -> None:
+            for saver in savers:
+                saver.after_batch(trainer, resumable)
+            interruption.after_batch(trainer, resumable)
+
+        def after_epoch() -> None:
+            for saver in savers:
+                saver.after_epoch(trainer)
+            interruption.after_epoch(trainer)
+
+        with (
+            interruption.listening(trainer, _compat.requeue_signal(trainer)),
+            _compat.safe_points(trainer, before_batch, after_batch, after_epoch),
+        ):
+            self._run(ckpt_path, stop_after_task, evaluate_before)
+
+    def _run(self, ckpt_path: Any, stop_after_task: int | None, evaluate_before: bool) -> None:
         trainer, module, datamodule, state = self.trainer, self.module, self.datamodule, self.state
         tasks = datamodule.tasks
         if stop_after_task is not None and stop_after_task >= len(tasks):
@@ -457,6 +559,7 @@ class _Driver:
             self._evaluate(row=-1)
         end = len(tasks) if stop_after_task is None else stop_after_task + 1
         for task in tasks[first:end]:
+            self.interruption.check(trainer)
             self._run_task(task, ckpt if resumed else None)
             resumed = False
         call_hook(trainer, module, "on_stream_end")
@@ -467,7 +570,7 @@ class _Driver:
         start = state.stage if ckpt else 0
         if not ckpt:
             state.current_task = task
-            _seed(fold_seed(state.seed, 3, task.index, trainer.global_rank))
+            seed_generators(fold_seed(state.seed, 3, task.index, trainer.global_rank))
             call_hook(trainer, module, "on_task_start", task)
         module.grow_to(task)
         stages = self._stages(task)
@@ -476,9 +579,10 @@ class _Driver:
             ckpt = None
         if stages:
             trainer.strategy.model_to_device()
-            _seed(fold_seed(state.seed, 4, task.index, trainer.global_rank))
+            seed_generators(fold_seed(state.seed, 4, task.index, trainer.global_rank))
             with self._timed(task, "task end"):
                 call_hook(trainer, module, "on_task_end", task)
+            self.interruption.check(trainer)
             state.phase = "evaluation"
         self._score(task, evaluate=bool(stages))
 
@@ -498,13 +602,14 @@ class _Driver:
         call_hook(trainer, module, "setup_stage", task, stage)
         if not ckpt:
             call_hook(trainer, module, "on_stage_start", task, stage)
-            _seed(fold_seed(state.seed, 2, task.index, index, trainer.global_rank))
+            seed_generators(fold_seed(state.seed, 2, task.index, index, trainer.global_rank))
         with self._timed(task, stage.name):
             steps = self.steps_per_stage
             epochs = 1 if trainer.fast_dev_run else stage.epochs  # type: ignore[attr-defined]
             self.fit(epochs, -1 if steps == -1 else state.first_step + steps, ckpt)
         trainer.strategy.model_to_device()
         self._equalise_buffers()
+        self.interruption.check(trainer)
         call_hook(trainer, module, "on_stage_end", task, stage)
 
     def _stages(self, task: Task) -> list[Stage]:
@@ -696,12 +801,6 @@ def _run_seed() -> int:
     return int(given) if given is not None else torch.initial_seed() % 2**32
 
 
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
 def _check_module(module: LightningModule) -> None:
     if not isinstance(module, IncrementalModule):
         raise TypeError(
@@ -724,6 +823,7 @@ def _with_defaults(given: list[Callback], *, checkpoints: bool, bar: bool, check
 
     added: list[Callback] = [StreamState()] if lacks(StreamState) else []
     added += [RandomState()] if lacks(RandomState) else []
+    added += [Interruption()] if lacks(Interruption) else []
     added += [FiniteLoss()] if check_finite and lacks(FiniteLoss) else []
     added += given
     added += [PredictionRecords()] if lacks(PredictionRecords) else []

@@ -26,6 +26,7 @@ def owners(trainer: Trainer) -> dict[str, object]:
         "fit_loop": trainer.fit_loop,
         "epoch_loop": trainer.fit_loop.epoch_loop,
         "checkpoint_connector": trainer._checkpoint_connector,
+        "signal_connector": trainer._signal_connector,
     }
 
 

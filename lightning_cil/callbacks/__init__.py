@@ -6,6 +6,7 @@ from lightning_cil.callbacks.continual_evaluation import ContinualEvaluation
 from lightning_cil.callbacks.feature_records import FeatureRecords
 from lightning_cil.callbacks.finite_loss import FiniteLoss, NonFiniteError
 from lightning_cil.callbacks.freezing import StagedFreezing
+from lightning_cil.callbacks.interruption import Interruption
 from lightning_cil.callbacks.live_figures import LiveFigures
 from lightning_cil.callbacks.monitors import EarlyStopping, ModelCheckpoint
 from lightning_cil.callbacks.progress import StreamProgressBar
@@ -22,6 +23,7 @@ __all__ = [
     "EarlyStopping",
     "FeatureRecords",
     "FiniteLoss",
+    "Interruption",
     "LiveFigures",
     "ModelCheckpoint",
     "NonFiniteError",

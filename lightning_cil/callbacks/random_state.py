@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_cil._random import fold_seed
 from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.stream_state import stream_state
 from lightning_cil.types import Stage, Task
 
 
@@ -17,7 +19,7 @@ class RandomState(StreamCallback):
     | hook | effect |
     |---|---|
     | `state_dict` | gathers the states of all ranks (a collective, as Lightning calls it on every rank) |
-    | `on_train_start` | puts this rank's state back, once |
+    | `on_train_start` | puts this rank's state back, once; a rank that the run did not have before is seeded anew |
     | `on_stage_start` | drops a state that no stage took up |
     """
 
@@ -61,13 +63,25 @@ class RandomState(StreamCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore this rank's generators."""
         states, self._pending = self._pending, None
-        if states is None or trainer.global_rank >= len(states):
+        if states is None:
             return
-        state = states[trainer.global_rank]
-        version, internal, gauss = state["python"]
+        if trainer.global_rank >= len(states):
+            state = stream_state(trainer)
+            words = (state.seed, 2, state.task, state.stage) if state is not None else (0, 2)
+            seed_generators(fold_seed(*words, trainer.global_rank, trainer.global_step))
+            return
+        saved = states[trainer.global_rank]
+        version, internal, gauss = saved["python"]
         random.setstate((version, tuple(internal), gauss))
-        keys, position, has_gauss, cached = state["numpy"]
+        keys, position, has_gauss, cached = saved["numpy"]
         np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+        torch.set_rng_state(saved["torch"])
+        if saved["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["cuda"][: torch.cuda.device_count()])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed Python, NumPy, torch and CUDA."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -10,7 +10,7 @@ from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.stream_state import stream_state
 from lightning_cil.metrics.footprint import module_bytes
 from lightning_cil.networks import copy_unsharded
-from lightning_cil.types import Task
+from lightning_cil.types import Stage, Task
 
 CHECKPOINT_KEY = "lightning_cil.Teacher"
 
@@ -51,12 +51,19 @@ class Teacher(StreamCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rebuild a teacher that a checkpoint brought, and move it to the device."""
-        if self._weights is not None:
-            self.network = _frozen_copy(pl_module)
-            self.network.load_state_dict(self._weights)
-            self._weights = None
+        self._rebuild(pl_module)
         if self.network is not None:
             self.network.to(pl_module.device)
+
+    def on_stage_end(self, trainer: Trainer, module: LightningModule, task: Task, stage: Stage) -> None:
+        """Rebuild a teacher that came with a stage that was over already, so that nothing was trained."""
+        self._rebuild(module)
+
+    def _rebuild(self, module: LightningModule) -> None:
+        if self._weights is not None:
+            self.network = _frozen_copy(module)
+            self.network.load_state_dict(self._weights)
+            self._weights = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add the teacher's logits to the batch."""

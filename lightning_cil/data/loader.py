@@ -4,8 +4,8 @@ Global batch i of an epoch is `order[i * B * W : (i + 1) * B * W]`, rank r takes
 with batch W·B and W ranks with batch B see the same data. In training all shares are equal, as every rank's gradient
 and every collective of a step count the same: a set smaller than one global batch leaves out up to W - 1 samples,
 other ones in each epoch, and one of fewer samples than ranks repeats some. In evaluation every sample comes exactly
-once. The order is a function of (seed, epoch); the state is {epoch, position} and the same on every rank;
-augmentation keys are functions of (seed, epoch, index).
+once. The order is a function of (seed, epoch); the state is {epoch, position, global_batch} and the same on every
+rank; augmentation keys are functions of (seed, epoch, index).
 """
 
 import math
@@ -92,11 +92,27 @@ class StreamLoader:
         return max(1, min(len(self), limit))
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and number of batches already yielded in it; equal on every rank."""
-        return {"epoch": self.epoch, "position": self.position}
+        """Epoch, number of batches already yielded in it, and their size over all ranks; equal on every rank."""
+        return {"epoch": self.epoch, "position": self.position, "global_batch": self.batch_size * self.world_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`.
+
+        Raises:
+            ValueError: In the middle of an epoch with another global batch: positions count batches, so that samples
+                would be repeated or left out.
+        """
+        ours, theirs = (
+            self.batch_size * self.world_size,
+            int(state.get("global_batch", self.batch_size * self.world_size)),
+        )
+        if int(state["position"]) and ours != theirs:
+            raise ValueError(
+                f"The checkpoint was written in the middle of an epoch ({state['position']} batches of it done) with "
+                f"{theirs} samples in a step over all processes; here a step has {ours} "
+                f"(`batch_size={self.batch_size}` times {self.world_size} processes). Give a `batch_size` that makes {theirs}, or go on from a "
+                "checkpoint of a finished task (checkpoints/task_<k>.ckpt) or epoch, where any batch size will do."
+            )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
 
     def batches(self, epoch: int, start: int = 0) -> list[Tensor]:

@@ -11,7 +11,7 @@ import torch
 
 from lightning_cil.callbacks import StreamCheckpoint
 from lightning_cil.methods import FineTune
-from tests.callbacks.conftest import Recorder, TinyTasks
+from tests.callbacks.conftest import Net, Recorder, TinyTasks, stock_fit, vectors
 from tests.streams import fit, make
 
 STEPS = 3
@@ -96,13 +96,13 @@ def test_written_at_epoch_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_written_every_few_steps_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = writes(tmp_path, monkeypatch, StreamCheckpoint(every_n_train_steps=2), epochs=2)
-    assert [step for name, step in found if name == "last.ckpt"] == [2, 3, 4, 6, 6]
+    assert [step for name, step in found if name == "last.ckpt"] == [2, 3, 4, 6]
 
 
 def test_once_a_step_under_accumulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = StreamCheckpoint(every_n_train_steps=1)
     found = writes(tmp_path, monkeypatch, checkpoint, epochs=1, accumulate_grad_batches=2)
-    assert [step for name, step in found if name == "last.ckpt"] == [1, 2, 2]
+    assert [step for name, step in found if name == "last.ckpt"] == [1, 2]
 
 
 @pytest.mark.parametrize("failing", [2, 3, 4])
@@ -151,6 +151,37 @@ def test_a_kill_before_the_new_name_leaves_the_old_file(tmp_path: Path, monkeypa
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run(tmp_path, epochs=2)
     assert load(replaced[0])["global_step"] == 3
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flush(descriptor: int) -> None:
+        done.append(("flush", Path(f"/proc/self/fd/{descriptor}").resolve().name))
+        fsync(descriptor)
+
+    def rename(source: Any, target: Any) -> None:
+        done.append(("name", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    run(tmp_path, stop_after_task=0)
+    for name in ("last.ckpt", "task_0.ckpt"):
+        named = done.index(("name", name))
+        assert done[named - 1] == ("flush", f"{name}.part")
+        assert done[named + 1] == ("flush", "checkpoints")
+
+
+def test_a_stock_fit_is_saved_too(tmp_path: Path) -> None:
+    checkpoint = StreamCheckpoint(every_n_train_steps=2)
+    steps: list[int] = []
+    checkpoint.save = lambda trainer: steps.append(trainer.global_step)  # type: ignore[method-assign]
+    stock_fit(
+        Net(), vectors([0, 1, 2, 3]), [checkpoint], epochs=2, default_root_dir=tmp_path, enable_checkpointing=True
+    )
+    assert steps == [2, 4, 5, 6, 8, 10, 10]
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

@@ -92,6 +92,12 @@ def test_batch_belongs_to_its_indices(file_split, num_workers, shuffle):
 # ---------------------------------------------------------------------- order
 
 
+def where(load):
+    state = load.state_dict()
+    assert state.pop("global_batch") == load.batch_size * load.world_size
+    return state
+
+
 def indices_of(batches):
     return [batch["index"].tolist() for batch in batches]
 
@@ -224,23 +230,23 @@ def test_resumed_at_any_batch_equals_the_uninterrupted_run(file_split, num_worke
         return loader(split, 3, seed=4, num_workers=num_workers or 0, **options)
 
     load = make()
-    whole, states = [], [load.state_dict()]
+    whole, states = [], [where(load)]
     for _ in range(EPOCHS):
         for batch in load:
             whole.append(batch)
-            states.append(load.state_dict())
+            states.append(where(load))
     assert len(whole) == EPOCHS * 3
     assert states == [{"epoch": i // 3, "position": i % 3} for i in range(EPOCHS * 3 + 1)]
     for done, state in enumerate(states[:-1]):
         resumed = make()
         resumed.load_state_dict(json.loads(json.dumps(state)))
-        assert resumed.state_dict() == state
+        assert where(resumed) == state
         rest = []
         while len(rest) < len(whole) - done:
             rest += list(resumed)
         assert len(rest) == len(whole) - done
         assert all(equal(a, b) for a, b in zip(rest, whole[done:], strict=True))
-        assert resumed.state_dict() == states[-1]
+        assert where(resumed) == states[-1]
 
 
 def test_every_rank_resumes_from_the_state_of_rank_zero():
@@ -259,11 +265,27 @@ def test_every_rank_resumes_from_the_state_of_rank_zero():
         assert equal(next(iter(resumed)), list(make(rank))[2])
 
 
+@pytest.mark.parametrize(("batch_size", "world_size"), [(4, 2), (8, 1), (2, 4)])
+def test_the_same_global_batch_goes_on_inside_an_epoch(batch_size, world_size):
+    state = {"epoch": 1, "position": 2, "global_batch": 8}
+    load = loader(memory_split(40), batch_size, world_size=world_size)
+    load.load_state_dict(state)
+    assert load.state_dict() == state
+
+
+def test_another_global_batch_is_refused_inside_an_epoch_only():
+    load = loader(memory_split(40), 4, world_size=2)
+    load.load_state_dict({"epoch": 1, "position": 0, "global_batch": 5})
+    assert where(load) == {"epoch": 1, "position": 0}
+    with pytest.raises(ValueError, match=r"with 5 samples in a step .* `batch_size` that makes 5, or go on from"):
+        load.load_state_dict({"epoch": 1, "position": 3, "global_batch": 5})
+
+
 def test_iterator_that_nobody_asked_takes_nothing():
     """Lightning makes an iterator and throws it away."""
     load = loader(memory_split(12), 4)
     iter(load)
-    assert load.state_dict() == {"epoch": 0, "position": 0}
+    assert where(load) == {"epoch": 0, "position": 0}
     assert equal(next(iter(load)), next(iter(loader(memory_split(12), 4))))
 
 
@@ -280,7 +302,7 @@ def test_training_goes_on_where_it_was_left():
     for _ in load:
         break
     assert indices_of(load) == indices_of(whole)[1:]
-    assert load.state_dict() == {"epoch": 1, "position": 0}
+    assert where(load) == {"epoch": 1, "position": 0}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -301,7 +323,7 @@ def test_state_beyond_the_epoch_begins_the_next_one():
     expected = loader(memory_split(12), 4, seed=1)
     expected.load_state_dict({"epoch": 3, "position": 0})
     assert indices_of(load) == indices_of(expected)
-    assert load.state_dict() == {"epoch": 4, "position": 0}
+    assert where(load) == {"epoch": 4, "position": 0}
 
 
 @pytest.mark.parametrize(
@@ -314,7 +336,7 @@ def test_limited_epoch_is_an_epoch(limit, length):
     assert load.epoch_length() == length
     for epoch in range(3):
         assert indices_of(load) == indices_of(full)[:length]
-        assert load.state_dict() == {"epoch": epoch + 1, "position": 0}
+        assert where(load) == {"epoch": epoch + 1, "position": 0}
 
 
 # ---------------------------------------------------------------------- global state, processes

@@ -1,0 +1,111 @@
+"""Streams that the tests of this folder break off, by name; a config can name the classes by their paths."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, seed_everything
+from torch import Tensor, nn
+
+from lightning_cil import IncrementalTrainer, Stage, Task
+from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCheckpoint
+from lightning_cil.data import ImageFolderTasks, IncrementalDataModule
+from lightning_cil.methods import ER, FineTune, IncrementalModule, LwF
+from lightning_cil.networks import Backbone
+from tests.callbacks.conftest import TinyTasks
+from tests.streams import sgd
+
+
+class DropoutNet(nn.Module):
+    """A backbone that draws random numbers and keeps running statistics."""
+
+    num_features = 8
+
+    def __init__(self, pixels: int = 36) -> None:
+        super().__init__()
+        self.linear = nn.Linear(pixels, self.num_features, bias=False)
+        self.norm = nn.BatchNorm1d(self.num_features)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.linear(image.flatten(1))).relu())
+
+
+class PlainNet(nn.Module):
+    """A backbone that several processes train to the same weights as one."""
+
+    num_features = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(36, self.num_features)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.linear(image.flatten(1)).relu()
+
+
+class ThreeStages(FineTune):
+    """Head, body and head, then everything, each with an optimizer of its own."""
+
+    def stages(self, task: Task) -> list[Stage]:
+        return [
+            Stage("head", 1, train=["head.*"], optimizer=lambda p: torch.optim.Adam(p, lr=0.01)),
+            Stage("body", 2, train=["backbone.*"]),
+            Stage("all", 1),
+        ]
+
+
+class BreakFromEnvironment(Callback):
+    """Sends its process the signal `BREAK_WITH` before step `BREAK_AT`."""
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == int(os.environ.get("BREAK_AT", -1)):
+            os.kill(os.getpid(), signal.Signals[os.environ["BREAK_WITH"]])
+
+
+def step_lr(optimizer: Any) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+
+
+def tiny(method: type[IncrementalModule], **options: Any) -> IncrementalModule:
+    return method(**{"backbone": DropoutNet(), "epochs": 2, "optimizer": sgd, "lr_scheduler": step_lr, **options})
+
+
+def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModule, list[Callback], dict[str, Any]]:
+    """Module, data, callbacks and the trainer's options of a case."""
+    name = case["name"]
+    data: IncrementalDataModule = TinyTasks(**case.get("data", {}))
+    callbacks: list[Callback] = []
+    if case.get("checkpoint", {}) is not None:
+        callbacks.append(StreamCheckpoint(**case.get("checkpoint", {})))
+    if name == "er":
+        module, callbacks = tiny(ER), [ReplayBuffer(total=12), *callbacks]
+    elif name == "lwf":
+        module = tiny(LwF)
+    elif name == "stages":
+        module = tiny(ThreeStages, lr_scheduler=None)
+    elif name == "plain":
+        module = tiny(FineTune, backbone=PlainNet())
+    elif name == "early":
+        module = tiny(FineTune, epochs=4)
+        callbacks = [EarlyStopping("val/class_il", mode="max", patience=1, min_delta=1.0), *callbacks]
+    elif name == "files":
+        folder = case["images"]
+        data = ImageFolderTasks(folder, image_size=32, sizes=[2, 2], batch_size=4, num_workers=case["workers"])
+        module = tiny(ER, backbone=Backbone("small_cnn", in_channels=3), lr_scheduler=None)
+        callbacks = [ReplayBuffer(total=8, selection="herding"), *callbacks]
+    else:
+        raise ValueError(name)
+    return module, data, callbacks, case.get("trainer", {})
+
+
+def fit(case: dict[str, Any], root: Path, ckpt_path: str | None, extra: list[Callback]) -> IncrementalTrainer:
+    """One run of a case, in this process."""
+    seed_everything(5, verbose=False)
+    module, data, callbacks, options = build(case)
+    defaults = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "log_every_n_steps": 2}
+    trainer = IncrementalTrainer(callbacks=[*extra, *callbacks], default_root_dir=root, **{**defaults, **options})
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return trainer

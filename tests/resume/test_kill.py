@@ -1,0 +1,122 @@
+"""A run that is killed anywhere and started again ends bit-identical to one that ran through."""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.formats import write_image_folder
+from tests.resume.conftest import Runs, left_behind, output, points
+
+SEED = int(os.environ.get("KILL_SEED", 0)) or int.from_bytes(os.urandom(4), "big")
+"""Chooses where runs are killed; another one at every run of the tests. `KILL_SEED` repeats a choice."""
+
+BOUNDARIES = [
+    "batch start 0",
+    "batch end 1",
+    "batch end 2",
+    "optimizer step",
+    "epoch end",
+    "half of last.ckpt",
+    "last.ckpt written",
+    "train end",
+    "stage end",
+    "task end 1",
+    "task end 2, exemplars stored",
+    "test batch after task 1",
+    "scored 1",
+    "half of task_1.ckpt",
+    "task_1.ckpt named",
+    "task_2.ckpt named",
+]
+"""First, middle and last batch, ends of epochs, stages and tasks, evaluation, every step of writing a checkpoint."""
+
+CASES: dict[str, dict[str, Any]] = {
+    "ER": {"name": "er", "checkpoint": {"every_n_train_steps": 1}},
+    "ER, epoch ends only": {"name": "er"},
+    "LwF": {"name": "lwf", "checkpoint": {"every_n_train_steps": 2}},
+    "three stages": {"name": "stages", "checkpoint": {"every_n_train_steps": 2}},
+    "accumulation": {
+        "name": "er",
+        "checkpoint": {"every_n_train_steps": 1},
+        "trainer": {"accumulate_grad_batches": 2},
+        "data": {"batch_size": 4},
+    },
+    "validation inside epochs": {
+        "name": "er",
+        "checkpoint": {"every_n_train_steps": 1},
+        "trainer": {"val_check_interval": 0.5},
+        "data": {"batch_size": 4, "val_fraction": 0.2},
+    },
+    "limits": {
+        "name": "er",
+        "checkpoint": {"every_n_train_steps": 1},
+        "trainer": {"max_steps": 4, "limit_train_batches": 0.7},
+        "data": {"batch_size": 4},
+    },
+    "early stopping": {
+        "name": "early",
+        "checkpoint": {"every_n_train_steps": 1},
+        "data": {"batch_size": 4, "val_fraction": 0.2},
+    },
+}
+
+
+def kill_and_go_on(runs: Runs, case: dict[str, Any], root: Path, wanted: list[str], more: int, **options: Any) -> None:
+    source = random.Random(f"{SEED} {case}")
+    events = runs.straight(case, root / "straight", **options)
+    expected = left_behind(root / "straight")
+    for at in points(events, wanted, more, source):
+        where = f"KILL_SEED={SEED}, event {at}: {events[at]}"
+        print(where)
+        broken = root / str(at)
+        assert runs(case, broken, at=at, how="kill", **options) == -9, f"{where}\n{output(broken)}"
+        assert runs(case, broken, ckpt_path="last", **options) == 0, f"{where}\n{output(broken)}"
+        found = left_behind(broken)
+        for what, value in expected.items():
+            assert found[what] == value, f"{what} differs, {where}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_killed_run_goes_on_exactly(runs: Runs, tmp_path: Path, name: str) -> None:
+    every = name in ("ER", "LwF", "three stages")
+    kill_and_go_on(runs, CASES[name], tmp_path, BOUNDARIES if every else [], 3 if every else 8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoding_processes_make_no_difference(runs: Runs, tmp_path: Path, workers: int) -> None:
+    write_image_folder(tmp_path / "images", train=6)
+    case = {"name": "files", "images": str(tmp_path / "images"), "checkpoint": {"every_n_train_steps": 1}}
+    wanted = ["batch start 0", "batch end 1", "batch end 2", "epoch end", "task end 1", "test batch after task 0"]
+    wanted += ["half of last.ckpt", "task_0.ckpt named"]
+    kill_and_go_on(runs, {**case, "workers": workers}, tmp_path, wanted, 4)
+
+
+def test_two_processes_that_are_killed_go_on_exactly(runs: Runs, tmp_path: Path) -> None:
+    two = {"devices": 2, "strategy": "ddp_fork"}
+    case = {"name": "er", "checkpoint": {"every_n_train_steps": 1}, "trainer": two, "data": {"batch_size": 4}}
+    wanted = [
+        "batch start 0",
+        "batch end 1",
+        "batch end 2",
+        "task end 1",
+        "test batch after task 1",
+        "half of last.ckpt",
+    ]
+    kill_and_go_on(runs, case, tmp_path, [*wanted, "task_1.ckpt named"], 5)
+
+
+def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(runs: Runs, tmp_path: Path) -> None:
+    source = random.Random(SEED)
+    case = CASES["ER"]
+    runs.straight(case, tmp_path / "straight")
+    codes = []
+    while len(codes) < 40 and (not codes or codes[-1] != 0):
+        at, how = source.randrange(20, 60), "kill"
+        print(f"KILL_SEED={SEED}, event {at} of run {len(codes)}")
+        codes.append(runs(case, tmp_path / "broken", at=at, how=how, ckpt_path="last"))
+    assert codes[-1] == 0, output(tmp_path / "broken")
+    assert codes.count(-9) >= 2
+    assert left_behind(tmp_path / "broken") == left_behind(tmp_path / "straight")
