@@ -199,9 +199,11 @@ def _watch_parent(parent: int, rank: int, done: threading.Event) -> None:
 
 
 def _end(message: str) -> None:
-    print(f"lightning-cil: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(1)  # the main thread may hang in a collective and hears nothing
+    try:
+        print(f"lightning-cil: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    finally:  # also where nobody reads the output any more
+        os._exit(1)  # the main thread may hang in a collective and hears nothing
 
 
 def _joined_message(error: ProcessExitedException | ProcessRaisedException) -> str:

@@ -1,11 +1,7 @@
 """`ModelParallelStrategy` (FSDP2) trains a stream on two gloo ranks as one process does."""
 
 import json
-import multiprocessing
 import os
-import socket
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +14,10 @@ from lightning_cil.callbacks import ReplayBuffer, StreamCallback, StreamCheckpoi
 from lightning_cil.data import SplitDigits
 from lightning_cil.methods import ER, FineTune, LwF
 from lightning_cil.networks.sharding import is_sharded
+from tests.ranks import all_well, run_ranks
 from tests.streams import fit, make, results
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def _rank(function: Callable[[], None], rank: int, world: int, port: int, log: Path) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), GROUP_RANK="0",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
-    )  # fmt: skip
-    try:
-        function()
-    except BaseException:
-        log.write_text(traceback.format_exc())
-        os._exit(1)
-    os._exit(0)
-
-
-def torchrun(function: Callable[[], None], log: Path, world: int = 2) -> None:
-    """Run a function in forked processes, with the environment that torchrun gives them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    logs = [log / f"rank_{rank}.log" for rank in range(world)]
-    ranks = [context.Process(target=_rank, args=(function, r, world, port, logs[r])) for r in range(world)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
-    for rank in ranks:
-        rank.kill()
-    assert [rank.exitcode for rank in ranks] == [0] * world, "\n".join(p.read_text() for p in logs if p.exists())
 
 
 class Staged(FineTune):
@@ -95,7 +62,7 @@ def test_fsdp2_trains_what_one_process_trains(tmp_path: Path, case: str) -> None
         train("two" + os.environ["RANK"], 16, devices=2, strategy=ModelParallelStrategy(2, 1))
 
     train("one", 32)
-    torchrun(sharded, tmp_path)
+    assert all_well(run_ranks(sharded, tmp_path))
     for path in (tmp_path / "one/weights").iterdir():
         ours = torch.load(path)
         name = path.name.removesuffix(" 0")
@@ -116,7 +83,9 @@ class Break(StreamCallback):
             raise OSError("power cut")
 
 
-@pytest.mark.parametrize(("folder", "step"), [(True, 11), (False, None)], ids=["sharded, in a stage", "whole, after a task"])
+@pytest.mark.parametrize(
+    ("folder", "step"), [(True, 11), (False, None)], ids=["sharded, in a stage", "whole, after a task"]
+)
 def test_an_fsdp2_run_goes_on_from_its_checkpoint(tmp_path: Path, folder: bool, step: int | None) -> None:
     def train(root: str, name: str, *callbacks: Any, method: Any = LwF, **options: Any) -> Any:
         data = SplitDigits(sizes=[4, 3, 3], batch_size=32)
@@ -145,7 +114,7 @@ def test_an_fsdp2_run_goes_on_from_its_checkpoint(tmp_path: Path, folder: bool, 
         assert scores["test/class_il"] == pytest.approx(sum(found["matrix"]["class_il"][2]) / 3)
 
     for run in (straight, broken, resumed):
-        torchrun(run, tmp_path)
+        assert all_well(run_ranks(run, tmp_path))
     for path in (tmp_path / "resumed0").iterdir():
         ours, theirs = torch.load(path), torch.load(tmp_path / "straight0" / path.name)
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
