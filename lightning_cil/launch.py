@@ -47,6 +47,10 @@ GRACE = 5.0
 GO_ON = "To go on from the newest checkpoint, give the same command with `--ckpt_path last`."
 
 
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a process that was asked to stop, did, and has said so."""
+
+
 class ProcessDiedError(RuntimeError):
     """One of the run's processes ended before the run did."""
 
@@ -121,6 +125,8 @@ def launching(trainer: Trainer) -> Iterator[None]:
         with functions_by_value():
             yield
     except (ProcessExitedException, ProcessRaisedException) as error:
+        if isinstance(error, ProcessExitedException) and error.exit_code in STOPPED:
+            raise
         raise ProcessDiedError(_joined_message(error)) from error
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         if kind != "multiprocessing" or "pickle" not in str(error):
@@ -156,7 +162,8 @@ def _exit_codes() -> dict[int, int | None]:
 
 def _dead(*, clean: bool) -> str:
     """Who ended, and how; `clean`: also without an error."""
-    ended = [(rank, code) for rank, code in _exit_codes().items() if code is not None and (code != 0 or clean)]
+    codes = {rank: code for rank, code in _exit_codes().items() if code is not None}
+    ended = [(rank, code) for rank, code in codes.items() if clean or code not in (0, *STOPPED)]
     return ", ".join(f"rank {rank} ended ({_exit(code)})" for rank, code in ended)
 
 
