@@ -55,7 +55,7 @@ def same_notes(root: Path) -> list[str]:
 
 def test_the_command_starts_its_processes_and_gives_the_matrix_of_one(run_cli: RunCli, tmp_path: Path) -> None:
     """popen: the quickstart with two processes of batch 16, and with one of batch 32."""
-    options = ["--model.epochs", 2, "--data.num_tasks", 3]
+    options = ["--model.epochs", 2, "--data.num_tasks", 2]
     quickstart = ["fit", "--config", ROOT / "examples" / "quickstart.yaml", *options]
     assert run_cli(*quickstart, "--trainer.default_root_dir", tmp_path / "one").code == 0
     two = ["--trainer.default_root_dir", tmp_path / "two", "--data.init_args.batch_size", 16]
@@ -67,7 +67,7 @@ def test_the_command_starts_its_processes_and_gives_the_matrix_of_one(run_cli: R
     assert ours["before_training"] == theirs["before_training"]
     assert [p.name for p in tmp_path.glob("two/*")] == ["version_0"]  # one run folder for both ranks
     assert done.stdout.count("Run folder:") == 1
-    for k in range(3):
+    for k in range(2):
         files = [tmp_path / n / f"version_0/checkpoints/task_{k}.ckpt" for n in ("one", "two")]
         a, b = (torch.load(file, weights_only=True) for file in files)
         for name, value in a["state_dict"].items():
@@ -142,14 +142,15 @@ def test_a_popen_run_ends_when_a_rank_dies(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "rank 1 ended (signal SIGKILL)" in done.stderr
     assert GO_ON in done.stderr
+    assert time.time() - (tmp_path / "killed").stat().st_mtime < 60
 
 
 def test_a_torchrun_run_ends_when_a_rank_dies(tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29517]
     done = command(*torchrun, SCRIPT, tmp_path, "ddp", 0, "stage")
     assert done.returncode != 0
-    assert "Signal 9 (SIGKILL)" in done.stderr
-    assert GO_ON in done.stderr
+    assert "exitcode  : -9" in done.stderr  # torchrun's own table, which names the rank
+    assert time.time() - (tmp_path / "killed").stat().st_mtime < 60
 
 
 def forked(action: Any, log: Path) -> int:
