@@ -13,6 +13,7 @@ from tests.conftest import RunCli
 from tests.ranks import all_well, run_ranks
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:There is no checkpoint below")
 SHORT = ["--config", str(ROOT / "examples/quickstart.yaml"), "--model.epochs", "1", "--data.num_tasks", "2"]
 
 
