@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_cil import __main__
+from lightning_cil import __main__, cli  # noqa: F401  # imported before the ranks are forked
 from tests.conftest import RunCli
 from tests.ranks import all_well, run_ranks
 
