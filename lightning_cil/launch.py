@@ -44,10 +44,11 @@ POLL = 1.0
 GRACE = 5.0
 """Seconds in which a process may end by an error of its own, before it is ended."""
 
-INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-"""Exit codes of processes that ended by a signal as they should."""
-
 GO_ON = "To go on from the newest checkpoint, give the same command with `--ckpt_path last`."
+
+
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a process that was asked to stop, did, and has said so."""
 
 
 class ProcessDiedError(RuntimeError):
@@ -124,7 +125,7 @@ def launching(trainer: Trainer) -> Iterator[None]:
         with functions_by_value():
             yield
     except (ProcessExitedException, ProcessRaisedException) as error:
-        if isinstance(error, ProcessExitedException) and error.exit_code in INTERRUPTED:  # it has said so
+        if isinstance(error, ProcessExitedException) and error.exit_code in STOPPED:  # it has said so
             raise SystemExit(error.exit_code) from None
         raise ProcessDiedError(_joined_message(error)) from error
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -161,7 +162,8 @@ def _exit_codes() -> dict[int, int | None]:
 
 def _dead(*, clean: bool) -> str:
     """Who ended, and how; `clean`: also without an error."""
-    ended = [(rank, code) for rank, code in _exit_codes().items() if code is not None and (code != 0 or clean)]
+    codes = {rank: code for rank, code in _exit_codes().items() if code is not None}
+    ended = [(rank, code) for rank, code in codes.items() if clean or code not in (0, *STOPPED)]
     return ", ".join(f"rank {rank} ended ({_exit(code)})" for rank, code in ended)
 
 
@@ -204,9 +206,11 @@ def _watch_parent(parent: int, rank: int, done: threading.Event) -> None:
 
 
 def _end(message: str) -> None:
-    print(f"lightning-cil: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(1)  # the main thread may hang in a collective and hears nothing
+    try:
+        print(f"lightning-cil: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    finally:  # also where nobody reads the output any more
+        os._exit(1)  # the main thread may hang in a collective and hears nothing
 
 
 def _joined_message(error: ProcessExitedException | ProcessRaisedException) -> str:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import lightning.pytorch
 import pytest
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from lightning_cil import _compat
 from lightning_cil.data import SplitDigits
@@ -27,6 +30,8 @@ def owners(trainer: Trainer) -> dict[str, object]:
         "epoch_loop": trainer.fit_loop.epoch_loop,
         "checkpoint_connector": trainer._checkpoint_connector,
         "signal_connector": trainer._signal_connector,
+        "model_parallel_strategy": ModelParallelStrategy(),
+        "subprocess_launcher": _SubprocessScriptLauncher(LightningEnvironment(), 1, 1),
     }
 
 
