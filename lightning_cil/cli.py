@@ -53,6 +53,7 @@ class StreamCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str]) -> None:
+        self.command = args[0]
         super().__init__(
             model_class=IncrementalModule,
             datamodule_class=IncrementalDataModule,
@@ -67,6 +68,10 @@ class StreamCLI(LightningCLI):
             parser_class=UsageParser,
             args=args,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The given one: the parsers of the others would cost most of the start-up."""
+        return {self.command: LightningCLI.subcommands()[self.command]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own warns when it is given arguments by a console script."""
