@@ -85,8 +85,9 @@ class StreamCLI(LightningCLI):
             "data": IncrementalDataModule,
         }
         for name, owner in sections.items():
-            if given[name] is None:
-                raise ValueError(f"`{name}` is `null`; expected a mapping. Leave it out, or fill it in.")
+            if not hasattr(given[name], "as_dict"):
+                value = "null" if given[name] is None else given[name]
+                raise ValueError(f"`{name}` is `{value}`; expected a mapping. Leave it out, or fill it in.")
             check_nulls(given[name], owner, name)
 
     def before_instantiate_classes(self) -> None:
