@@ -57,7 +57,7 @@ class StreamCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str]) -> None:
-        self._arguments = args
+        self.arguments = args
         super().__init__(
             model_class=IncrementalModule,
             datamodule_class=IncrementalDataModule,
@@ -77,7 +77,12 @@ class StreamCLI(LightningCLI):
         """Let an interrupted run say what to type to go on."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Interruption):
-                callback.command = ["lightning-cil", *self._arguments]
+                callback.command = ["lightning-cil", *self.arguments]
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The given one: the parsers of the others would cost most of the start-up."""
+        command = self.arguments[0]
+        return {command: LightningCLI.subcommands()[command]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own warns when it is given arguments by a console script."""
@@ -91,8 +96,9 @@ class StreamCLI(LightningCLI):
             "data": IncrementalDataModule,
         }
         for name, owner in sections.items():
-            if given[name] is None:
-                raise ValueError(f"`{name}` is `null`; expected a mapping. Leave it out, or fill it in.")
+            if not hasattr(given[name], "as_dict"):
+                value = "null" if given[name] is None else given[name]
+                raise ValueError(f"`{name}` is `{value}`; expected a mapping. Leave it out, or fill it in.")
             check_nulls(given[name], owner, name)
 
     def instantiate_classes(self) -> None:
