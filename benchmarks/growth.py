@@ -187,7 +187,7 @@ def rate(batches: Iterable[torch.Tensor]) -> float:
     return count / (time.perf_counter() - begin)
 
 
-def many_classes(root: Path, tasks: int, workers: int, rounds: int) -> dict[str, Any]:
+def many_classes(root: Path, tasks: int, workers: int, rounds: int, batch: int) -> dict[str, Any]:
     """Loader rates in turn, then the memory of a stream."""
     from lightning.pytorch import Callback, seed_everything
 
@@ -197,7 +197,7 @@ def many_classes(root: Path, tasks: int, workers: int, rounds: int) -> dict[str,
     from lightning_cil.methods import ER
     from lightning_cil.networks import Backbone
 
-    ours, theirs = loaders(root, tasks, workers, 64)
+    ours, theirs = loaders(root, tasks, workers, batch)
     rates: list[tuple[float, float]] = []
     for number in range(rounds + 1):
         pair = (rate(ours()), rate(theirs())) if number % 2 else (rate(theirs()), rate(ours()))[::-1]
@@ -275,9 +275,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         classes, train, rounds = (8, 4, 1) if options.smoke else (200, 20, 4) if options.quick else (1000, 20, 6)
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch) / "images"
+            shape = (2, options.workers, rounds, 4) if options.smoke else (10, options.workers, rounds, 64)
             write_folder(root, classes, train, 1, 16 if options.smoke else 64)
             with turns.quiet():
-                r = results["classes"] = many_classes(root, 2 if options.smoke else 10, options.workers, rounds)
+                r = results["classes"] = many_classes(root, *shape)
         rows = [
             ["images on disk", f"{r['images']:,} in {classes:,} classes"],
             ["images/s, our loader", f"{r['ours']:.0f}"],

@@ -166,7 +166,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true", help="two tasks of two epochs")
     parser.add_argument("--smoke", action="store_true", help="no measurement: that our side runs")
     parser.add_argument("--python", help="the Python of an environment with avalanche-lib")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--epochs", type=int, help="of each task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -180,7 +181,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     setting: dict[str, Any] = {
         "tasks": 2 if options.quick or options.smoke else 3,
-        "epochs": 1 if options.smoke else 2 if options.quick else 3,
+        "epochs": options.epochs or (1 if options.smoke else 2 if options.quick else 3),
         "batch": 64,
         "memory": 2000 if not options.smoke else 100,
         "seed": options.seed,

@@ -124,9 +124,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     offered, total = (2000, 200) if options.smoke else (100_000, 20_000) if options.quick else (1_000_000, 50_000)
+    measure("herding", 2000, 2, 200)  # what the first calls allocate is none of the stores'
     results: dict[str, Any] = {"machine": turns.machine(options.threads)}
     print(results["machine"], end="\n\n", flush=True)
-    results["rules"] = [measure(rule, offered, 10, total) for rule in RULES]
+    totals = {rule: min(total, 20_000) if rule == "herding" else total for rule in RULES}  # its time is O(total)
+    results["rules"] = [measure(rule, offered, 10, totals[rule]) for rule in RULES]
     head = ["rule", "offered", "stored", "s", "µs a sample", "raw MB", "held", "peak, updates", "peak, checkpoint"]
     rows = [
         [

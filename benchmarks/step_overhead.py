@@ -29,7 +29,7 @@ import turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BATCH, CLASSES, MEMORY = 64, 50, 2000
+BATCH, CLASSES, MEMORY, DEPTH = 64, 50, 2000, 32
 METHODS = ("FineTune", "ER", "LwF")
 TINY_BATCH, TINY_CLASSES = 32, 10
 
@@ -62,7 +62,7 @@ def by_hand(turn: turns.Turns, rounds: int, method: str) -> None:
     torch.manual_seed(0)
 
     def network(outputs: int) -> nn.Module:
-        return nn.Sequential(CifarResNet(32), nn.Linear(64, outputs)).to(memory_format=torch.channels_last)
+        return nn.Sequential(CifarResNet(DEPTH), nn.Linear(64, outputs)).to(memory_format=torch.channels_last)
 
     model, teacher = network(2 * CLASSES), network(CLASSES).eval().requires_grad_(False)
     steps = turn.needed(rounds)
@@ -112,7 +112,7 @@ def ours(turn: turns.Turns, rounds: int, method: str, profile: "Profile | None" 
     first_steps = -(-MEMORY // BATCH) if method == "ER" and rounds > 2 else 2
     images = [first_steps * BATCH, turn.needed(rounds) * BATCH]
     data = RandomTasks(classes=CLASSES, images=images, test_images=CLASSES, batch_size=BATCH)
-    module = getattr(methods, method)(epochs=1, optimizer=_sgd)
+    module = getattr(methods, method)(backbone=f"resnet{DEPTH}", epochs=1, optimizer=_sgd)
     callbacks: list[Callback] = [ReplayBuffer(total=min(MEMORY, first_steps * BATCH), allow_missing_classes=True)]
     with tempfile.TemporaryDirectory() as root:
         trainer = IncrementalTrainer(
@@ -328,7 +328,7 @@ def gaps(tasks: int, steps: int) -> dict[str, float]:
             self.last, self.task = time.perf_counter(), module.task.index
 
     seed_everything(0, verbose=False)
-    data = RandomTasks(classes=10, images=[steps * BATCH] * tasks, test_images=200, batch_size=BATCH)
+    data = RandomTasks(classes=10, images=[steps * BATCH] * tasks, test_images=20 * steps, batch_size=BATCH)
     clock = Clock()
     stages = [Stage("body", 1), Stage("head", 1, ["head.*"])]
     replay = ReplayBuffer(total=min(MEMORY, steps * BATCH), allow_missing_classes=True)
@@ -337,8 +337,9 @@ def gaps(tasks: int, steps: int) -> dict[str, float]:
             accelerator="cpu",
             default_root_dir=root,
             callbacks=[clock, replay, StagedFreezing(stages)],
+            evaluate_before_training=False,
         )
-        trainer.fit(ER(epochs=1, optimizer=_sgd), data)
+        trainer.fit(ER(backbone=f"resnet{DEPTH}", epochs=1, optimizer=_sgd), data)
         times = json.loads((Path(trainer.log_dir or "") / "results.json").read_text())["seconds"]
     phase = {n: [t["seconds"] for t in times if t["stage"] == n] for n in ("evaluation", "task end")}
     pure = [g - e for g, e in zip(clock.between["task"], phase["evaluation"], strict=False)]
@@ -428,6 +429,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         with turns.quiet():
             child(side, method, *map(int, numbers))
         return {}
+    if options.smoke:
+        global BATCH, CLASSES, DEPTH
+        BATCH, CLASSES, DEPTH = 10, 5, 20
     rounds = 2 if options.smoke else 9 if options.quick else 21
     size = {"steps": 1 if options.smoke else 3, "warmup": 1 if options.smoke else 3, "rounds": rounds}
     tiny = {"steps": 2 if options.smoke else 50, "warmup": 2 if options.smoke else 60, "rounds": rounds}
@@ -448,7 +452,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if "profile" in parts:
             results["profile"] = {method: _profiled(method, size) for method in METHODS}
         if "gaps" in parts:
-            results["gaps"] = gaps(tasks=3, steps=1) if options.smoke else gaps(tasks=8, steps=4)
+            results["gaps"] = gaps(tasks=2, steps=1) if options.smoke else gaps(tasks=8, steps=4)
     _print(results)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1, default=vars) + "\n")

@@ -76,9 +76,8 @@ class Turns:
 
     def _next(self, message: dict[str, Any]) -> None:
         self.send(message)
-        if self.pipe is not None:
-            if not self.pipe[0].readline():
-                raise SystemExit("the referee is gone")
+        if self.pipe is not None and not self.pipe[0].readline():
+            raise SystemExit("the referee is gone")
         self._count = 0
         self._begin = (time.perf_counter(), time.process_time())
 
@@ -145,14 +144,12 @@ class Contestant:
 
     def close(self) -> None:
         """Wait for its end."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
     def kill(self) -> None:
         """End it now."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
 
 def child_turns(steps: int, warmup: int) -> Turns:

@@ -29,7 +29,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 SMALL_SIDE = 64
 SMALL_MEMORY_BYTES, MEMORY_BYTES = 2**32, 2**30
-"""Largest data sets that are kept in memory by default: of small images, which decode slower than they train; others."""
+"""Largest data sets that are kept in memory by default: of small images, and of others."""
 _CHUNK = 64
 _CROP_ATTEMPTS = 10
 """As in torchvision's `RandomResizedCrop`."""

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -268,6 +269,29 @@ def test_images_and_positions_train_the_same_network(runs: dict[str, Run]) -> No
         assert a.batch.keys() == b.batch.keys()
         assert all(torch.equal(a.batch[name], b.batch[name]) for name in a.batch)
     assert weights_hash(images.trainer.lightning_module) == weights_hash(positions.trainer.lightning_module)
+
+
+def test_positions_of_the_next_step_are_read_while_this_one_is_computed(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, load = [], TinyTasks.load_augmented
+
+    def noted(self: Any, indices: Tensor, key: Tensor) -> Tensor:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return load(self, indices, key)
+
+    monkeypatch.setattr(TinyTasks, "load_augmented", noted)
+    run = stream(tmp_path, ReplayBuffer(total=TOTAL, storage="index"))
+    assert len(threads) == sum(bool(s.size) for s in run.steps)  # each draw is read once
+    assert sum(threads) == 2  # of the two tasks with exemplars, only the first step waits
+
+
+def test_a_checkpoint_takes_no_memory_beside_the_exemplars(runs: dict[str, Run]) -> None:
+    checkpoint: dict[str, Any] = {}
+    buffer = runs["uint8"].buffer
+    buffer.on_save_checkpoint(runs["uint8"].trainer, None, checkpoint)
+    (saved_now,) = checkpoint.values()
+    assert saved_now["store"]["image"].data_ptr() == buffer.store.column("image").data_ptr()
 
 
 def test_footprint_counts_images_wherever_they_are(runs: dict[str, Run]) -> None:

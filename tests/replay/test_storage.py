@@ -204,6 +204,33 @@ def test_state_is_a_snapshot_without_reserved_memory(store: ExemplarStore) -> No
     assert_holds(other, [0, 1, 2, 3, 4, 5])
 
 
+def test_state_without_a_copy_shares_the_rows_and_not_the_reserved_memory(store: ExemplarStore) -> None:
+    for first in range(6):
+        store.append(samples(first, 1))
+    state, copied, files = store.state_dict(copy=False), store.state_dict(), []
+    for name, values in state.items():
+        assert values.data_ptr() == store.column(name).data_ptr()
+        assert values.untyped_storage().nbytes() == store.nbytes()[name]
+        assert values.dtype == copied[name].dtype
+        assert torch.equal(values, copied[name])
+    for content in (state, copied):
+        file = io.BytesIO()
+        torch.save(content, file)
+        files.append(file.getvalue())
+    assert len(files[0]) == len(files[1])
+
+
+@pytest.mark.parametrize("count", [1, 40, 5000])
+def test_ascending_rows_are_kept_without_moving_the_store(count: int) -> None:
+    store = ExemplarStore(capacity=6000)
+    store.append({"index": torch.arange(6000)})
+    address = store.column("index").data_ptr()
+    rows = torch.randperm(6000, generator=torch.Generator().manual_seed(count))[:count].sort().values
+    store.keep(rows)
+    assert torch.equal(store.column("index"), rows)
+    assert store.column("index").data_ptr() == address
+
+
 def test_empty_state_empties_the_store(store: ExemplarStore) -> None:
     store.append(samples(0, 2))
     store.load_state_dict(ExemplarStore().state_dict())

@@ -1,0 +1,104 @@
+"""Every script in `benchmarks/` runs; what it measures is not looked at here."""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.formats import write_cifar100
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads = torch.get_num_threads()
+    yield lambda name: importlib.import_module(name)
+    torch.set_num_threads(threads)
+
+
+def test_step_overhead(script, capsys, tmp_path):
+    path = tmp_path / "out.json"
+    results = script("step_overhead").main(["--smoke", "--json", str(path)])
+    assert [r["method"] for r in results["steps"]] == ["FineTune", "ER", "LwF"]
+    assert {"forward", "backward", "optimizer", "loader", "teacher"} <= set(results["profile"]["LwF"])
+    assert results["profile"]["ER"]["replay"] > 0
+    assert set(results["gaps"]) >= {"between tasks, without evaluation", "between stages"}
+    assert json.loads(path.read_text())["machine"] == results["machine"]
+    assert capsys.readouterr().out.count("| --- | --- |") >= 3
+
+
+def test_contestants_take_turns_in_processes_of_their_own(script, tmp_path):
+    """The second waits while the first runs, and a contestant whose referee is gone ends."""
+    turns = script("turns")
+    program = tmp_path / "contestant.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import turns\n"
+        "turn = turns.child_turns(steps=3, warmup=2)\n"
+        "for step in range(turn.needed(2)):\n"
+        "    open(sys.argv[1], 'a').write(sys.argv[2])\n"
+        "    turn.tick()\n"
+        "turn.send({'steps': step + 1})\n"
+    )
+    log = tmp_path / "log"
+    pair = [turns.Contestant(n, [sys.executable, str(program), str(log), n], dict(os.environ)) for n in "ab"]
+    for contestant in pair:
+        assert contestant.read() == {"ready": True}
+    for _ in range(2):
+        for contestant in pair:
+            assert contestant.turn().wall >= 0
+    for contestant in pair:
+        contestant.finish()
+        contestant.close()
+    assert sorted(log.read_text()[:4]) == list("aabb")
+    assert log.read_text()[4:] == "aaabbb" * 2
+    assert pair[0].facts == {"steps": 8}
+    orphan = turns.Contestant("c", [sys.executable, str(program), str(log), "c"], dict(os.environ))
+    orphan.read()
+    orphan.close()
+    assert log.read_text().count("c") == 2
+
+
+def test_ratio_is_the_median_over_rounds(script):
+    turns = script("turns")
+    ours, theirs = ([turns.Block(w, 1.0) for w in walls] for walls in ([2, 30, 3, 4, 5], [2, 3, 3, 2, 4]))
+    assert str(turns.ratio(ours, theirs)) == "1.250 (1.000 to 2.000)"
+    assert turns.ratio(ours, theirs, "cpu").median == 1
+
+
+def test_growth(script, capsys):
+    results = script("growth").main(["--smoke", "--workers", "0"])
+    assert len(results["tasks"]["checkpoints"]) == 4
+    assert len(results["classes"]["memory"]) == 2
+    assert results["classes"]["ours"] > 0
+    assert capsys.readouterr().out.count("| --- | --- |") >= 2
+
+
+def test_replay(script):
+    results = script("replay").main(["--smoke"])
+    assert [(r["rule"], r["stored"]) for r in results["rules"]] == [
+        ("reservoir", 200),
+        ("balanced", 200),
+        ("herding", 200),
+    ]
+    assert all(r["checkpoint_bytes"] >= r["raw_bytes"] for r in results["rules"])
+
+
+def test_peers_runs_our_side(script, tmp_path):
+    write_cifar100(tmp_path)
+    results = script("peers").main([str(tmp_path), "--smoke"])
+    assert 0 <= results["accuracy"] <= 1
+    assert results["epochs"] == 2
+
+
+def test_gpu_measures_or_says_that_there_is_none(script, capsys):
+    results = script("gpu").main(["--smoke"])
+    if not torch.cuda.is_available():
+        assert capsys.readouterr().out == "no CUDA device: nothing is measured\n"
+    else:
+        assert min(results["images_per_second"].values()) > 0
