@@ -370,6 +370,9 @@ def _problem(results: dict[str, Any]) -> str:
     for name, kind in types.items():
         if not isinstance(results.get(name), kind):
             return f"`{name}` is {_short(results.get(name))}, expected a {_KINDS[kind]}"
+    for name in ("config", "undefined", "sample_weighted_accuracy", "versions", "hardware"):
+        if not isinstance(results.get(name, {}), dict):
+            return f"`{name}` is {_short(results[name])}, expected an object"
     if not isinstance(results.get("seed"), int | None):
         return f"`seed` is {_short(results.get('seed'))}, expected an integer"
     sizes = results["task_sizes"]
@@ -379,6 +382,9 @@ def _problem(results: dict[str, Any]) -> str:
     if type(done) is not int or not 1 <= done <= len(sizes):
         return f"`tasks_done` is {_short(done)}, expected an integer from 1 to {len(sizes)}"
     for scenario in SCENARIOS:
+        reasons = results.get("undefined", {}).get(scenario, {})
+        if not isinstance(reasons, dict) or not all(isinstance(r, str) for r in reasons.values()):
+            return f"`undefined.{scenario}` is {_short(reasons)}, expected a reason for each score"
         rows = results["matrix"].get(scenario)
         if not isinstance(rows, list) or len(rows) != len(sizes) or not all(_is_row(r, len(sizes)) for r in rows):
             return f"`matrix.{scenario}` is no {len(sizes)}×{len(sizes)} table of fractions in [0, 1] or null"
@@ -395,7 +401,7 @@ def _problem(results: dict[str, Any]) -> str:
         return f"`footprint.full` is {_short(full)}, expected bytes of each kind and their `total`"
     if type(results["footprint"].get("paper")) is not int:
         return "`footprint.paper` is missing, expected bytes"
-    return "" if isinstance(results.get("config", {}), dict) else "`config` is no object"
+    return ""
 
 
 _KINDS = {str: "string", list: "list", dict: "object"}
