@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_cil.metrics.plots import COLOURS, figure_of, plot_task_matrix, require_matplotlib
+from lightning_cil.report.groups import Group, Stat
 from lightning_cil.report.records import class_accuracy, features_of, group_confusion
-from lightning_cil.report.runs import Group, Stat
 from lightning_cil.report.tables import SCENARIO_NAMES
 from lightning_cil.types import Scenario
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_cil.report.runs import Group, Run
+from lightning_cil.report.groups import Group
+from lightning_cil.report.runs import Run
 
 
 def confusion_of(run: Run) -> NDArray[Any] | None:

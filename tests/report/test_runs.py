@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightning_cil.report import load_runs
-from lightning_cil.report.runs import SCHEMA, mean_of
+from lightning_cil.report.groups import mean_of
+from lightning_cil.report.runs import SCHEMA
 from tests.report.hand_made import BASE, random_matrix, results, with_matrix, write_run
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_cil.metrics.scores import FORMULAS
-from lightning_cil.report import load_runs, runs, tables
+from lightning_cil.report import groups, load_runs, tables
 from lightning_cil.report.tables import tables_csv
 from tests.report.hand_made import write_run
 
@@ -106,6 +106,6 @@ def test_bars_in_names_do_not_break_the_table(tmp_path: Path) -> None:
     assert "<th scope" in table.html()
 
 
-@pytest.mark.parametrize("module", [runs, tables], ids=lambda m: m.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("module", [groups, tables], ids=lambda m: m.__name__.rpartition(".")[2])
 def test_examples_of_the_docstrings(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
