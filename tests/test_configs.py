@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule
+from matplotlib import pyplot
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -213,9 +214,12 @@ def fit_digits(method: IncrementalModule, root: Path) -> dict[str, Any]:
 
 def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    script, method, callback = python_in("README.md")
+    script, report, method, callback = python_in("README.md")
     execute(script.replace("epochs=8", "epochs=1"))
     check_results(tmp_path / "runs" / "version_0")
+    figure = execute(report)["figure"]
+    assert figure.axes[0].get_ylabel() == "accuracy on them (%)"
+    pyplot.close(figure)
     smoothing = execute(method)["Smoothing"](backbone=SMALL, epochs=1)
     assert fit_digits(smoothing, tmp_path / "smoothing")["method"] == "Smoothing"
     with warnings.catch_warnings():

@@ -5,6 +5,7 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,11 +37,7 @@ def run_config(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     return {
         "method": arguments,
         "data": {name: value for name, value in data.items() if name not in ELSEWHERE},
-        "callbacks": {
-            type(c).__name__: plain_arguments(c)
-            for c in trainer.callbacks  # type: ignore[attr-defined]
-            if _matters(c)
-        },
+        "callbacks": _callbacks(trainer.callbacks),  # type: ignore[attr-defined]
         "trainer": {name: value for name, value in trained.items() if value is None or _is_plain(value)},
     }
 
@@ -55,15 +52,23 @@ def plain_arguments(thing: object) -> dict[str, Any]:
     return _plain_items({name: getattr(thing, name) for name in _parameters(thing) if hasattr(thing, name)})
 
 
+def _callbacks(callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """Arguments by class; a second callback of a class goes by its name and number."""
+    found: dict[str, Any] = {}
+    for callback in callbacks:
+        if _parameters(callback) and not isinstance(callback, Checkpoint | ProgressBar | StreamState):
+            name, count = type(callback).__name__, 1
+            while name in found:
+                count += 1
+                name = f"{type(callback).__name__} {count}"
+            found[name] = plain_arguments(callback)
+    return found
+
+
 def _parameters(thing: object) -> list[str]:
     parameters = inspect.signature(type(thing).__init__).parameters.values()
     named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return [name for name in named if name not in ("self", "last_epoch")]
-
-
-def _matters(callback: Callback) -> bool:
-    """Whether a callback can change what is learned: it has arguments and neither shows nor saves."""
-    return bool(_parameters(callback)) and not isinstance(callback, Checkpoint | ProgressBar | StreamState)
 
 
 def _optimizer(module: LightningModule) -> dict[str, Any]:

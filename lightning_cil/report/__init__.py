@@ -5,7 +5,8 @@ seconds, also where nothing is trained.
 """
 
 from lightning_cil.report.collection import Runs, load_runs
-from lightning_cil.report.runs import Group, Run, Stat
+from lightning_cil.report.groups import Group, Stat
+from lightning_cil.report.runs import Run
 from lightning_cil.report.tables import Table
 
 __all__ = ["Group", "Run", "Runs", "Stat", "Table", "load_runs"]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from lightning_cil.metrics.plots import figure_of, require_matplotlib
 from lightning_cil.report import figures
 from lightning_cil.report.files import STYLE, save
+from lightning_cil.report.groups import Group, group_runs, notes_of
 from lightning_cil.report.page import Drawn, make_page
 from lightning_cil.report.published import Published, read_published, unmatched
-from lightning_cil.report.runs import JOINT, Group, Run, group_runs, notes_of, read_all, without_results
+from lightning_cil.report.runs import JOINT, Run, read_all, without_results
 from lightning_cil.report.tables import Table, make_record_table, make_table, protocol_name, tables_csv
 from lightning_cil.types import SCENARIOS, Scenario
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lightning_cil.metrics.confusion import confusion_matrix, per_class_accuracy
 from lightning_cil.metrics.plots import COLOURS, figure_of, plot_task_matrix, require_matplotlib
+from lightning_cil.report.groups import Group, Stat
 from lightning_cil.report.records import curve_of, features_of, group_predictions
-from lightning_cil.report.runs import Group, Stat
 from lightning_cil.report.tables import SCENARIO_NAMES
 from lightning_cil.types import Scenario
 

@@ -26,12 +26,16 @@ STYLE: dict[str, Any] = {
 
 LARGEST_SVG = 48 * 1024
 PNG_COLOURS = 64
+DOTS_PER_INCH = 150
 
 
 def svg_text(figure: "Figure") -> str:
-    """The figure as SVG without date or version."""
+    """The figure as SVG without date or version. `savefig` would draw it twice."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    canvas: Any = FigureCanvasSVG(figure)
+    canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
@@ -45,11 +49,15 @@ def save(figure: "Figure", path: Path) -> str:
     Returns:
         The figure as a data URL for a page: SVG where it is small, else a PNG of few colours.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     text = svg_text(figure)
     path.with_suffix(".svg").write_text(text, encoding="utf-8")
     figure.set_layout_engine("none")  # the layout is done
     png = path.with_suffix(".png")
-    figure.savefig(png, dpi=150, metadata={"Software": None})
+    figure.set_dpi(DOTS_PER_INCH)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(png, metadata={"Software": None})
     if len(text) <= LARGEST_SVG:
         return _data_url("image/svg+xml", text.encode())
     buffer = io.BytesIO()

@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lightning_cil.report.runs import Group, Run, differing
+from lightning_cil.report.groups import Group, differing
+from lightning_cil.report.runs import Run
 from lightning_cil.report.tables import Table, protocol_name
 
 HERE = Path(__file__).parent

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_cil.report.runs import Group
+from lightning_cil.report.groups import Group
 from lightning_cil.types import SCENARIOS, Scenario
 
 KEYS = ("method", "data", "source", *SCENARIOS)

@@ -26,7 +26,8 @@ from lightning_cil.metrics.continual import (
     stability_gap,
     worst_case_accuracy,
 )
-from lightning_cil.report.runs import Group, Run, Stat, mean_of
+from lightning_cil.report.groups import Group, Stat, mean_of
+from lightning_cil.report.runs import Run
 from lightning_cil.types import Scenario
 
 FOLDER = "records"

@@ -1,16 +1,15 @@
-"""Runs from their `results.json`: reading, checking, and grouping by settings, whatever their seeds.
+"""Runs from their `results.json`: finding, reading, checking. Nothing else is needed.
 
-A group is a row of a table: runs of one method, data, tasks and settings that differ in their seed only. Nothing else
-than `results.json` is needed; `config.yaml` and records beside it are used where they are.
+`config.yaml` and records beside it are used where they are.
 """
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from lightning_cil.types import SCENARIOS, Scenario
@@ -24,43 +23,6 @@ NO_GROUPING = ("data.class_order", "data.val_fraction", "data.split_seed", "data
 """Settings that tell no groups apart: those that are compared on their own, and where and how data are read."""
 
 Flat = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Stat:
-    """Mean of a number over the runs of a group.
-
-    Args:
-        mean: `None`: undefined.
-        std: Sample standard deviation (n - 1 in the denominator); `None` with fewer than two runs.
-        n: Number of runs.
-        reason: Why it is undefined.
-    """
-
-    mean: float | None
-    std: float | None = None
-    n: int = 0
-    reason: str = ""
-
-
-def mean_of(values: Sequence[float | None], reasons: Sequence[str] = ()) -> Stat:
-    """Mean and sample standard deviation; undefined where one of the values is.
-
-    A mean over those runs only in which a score is defined would be another quantity.
-
-    Example:
-        >>> mean_of([0.5, 0.75])
-        Stat(mean=0.625, std=0.1767766952966369, n=2, reason='')
-        >>> mean_of([0.5, None], ["", "no net forgetting"]).reason
-        'undefined in 1 of 2 runs: no net forgetting'
-    """
-    defined = [v for v in values if v is not None]
-    if not defined or len(defined) < len(values):
-        found = sorted({r for v, r in zip(values, reasons, strict=False) if v is None and r})
-        missing = len(values) - len(defined)
-        where = f"undefined in {missing} of {len(values)} runs: " if 0 < missing < len(values) else ""
-        return Stat(None, None, len(values), where + "; ".join(found))
-    return Stat(fmean(defined), stdev(defined) if len(defined) > 1 else None, len(defined))
 
 
 @dataclass(frozen=True)
@@ -212,89 +174,6 @@ class Run:
         return {**found, "total": int(full["total"]), "paper": int(self.results["footprint"]["paper"])}
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs of the same settings: a row of the tables.
-
-    Args:
-        label: Name of the row: the method, and what tells it from others of the same method.
-        runs: In the order of their seeds.
-        joint: Runs that bound it from above: same data, tasks and order of classes.
-        joint_reason: Why there are none.
-    """
-
-    label: str
-    runs: tuple[Run, ...]
-    joint: tuple[Run, ...] = ()
-    joint_reason: str = ""
-
-    @property
-    def first(self) -> Run:
-        """A run that stands for all in what they share."""
-        return self.runs[0]
-
-    @property
-    def complete(self) -> bool:
-        """All tasks were learned."""
-        return self.first.complete
-
-    @property
-    def is_joint(self) -> bool:
-        """The upper bound."""
-        return self.first.method == JOINT
-
-    def joint_accuracy(self, run: Run, scenario: Scenario) -> float | None:
-        """a* of a run: mean over the Joint runs of its class order of the accuracy on the last task, a fraction."""
-        last = [j.matrix(scenario)[-1][-1] for j in self.joint if j.split == run.split]
-        return None if not last else mean_of(last).mean
-
-    def scores(self, scenario: Scenario) -> dict[str, Stat]:
-        """Every score's mean over the runs, fractions."""
-        found = [run.scores(scenario, self.joint_accuracy(run, scenario)) for run in self.runs]
-        stats = {}
-        for name in found[0][0]:
-            reasons = [why.get(name, "") for _, why in found]
-            if name == "I" and self.joint_reason:
-                reasons = [self.joint_reason] * len(found)
-            stats[name] = mean_of([values[name] for values, _ in found], reasons)
-        return stats
-
-    def seconds(self, kind: str) -> Stat:
-        """Mean of `Run.seconds`."""
-        return mean_of([run.seconds[kind] for run in self.runs])
-
-    def bytes(self, kind: str) -> Stat:
-        """Mean of `Run.bytes`."""
-        return mean_of([run.bytes[kind] for run in self.runs])
-
-    def curve(self, scenario: Scenario) -> list[Stat]:
-        """Mean of `Run.curve`, one for each task done."""
-        return [mean_of(values) for values in zip(*(run.curve(scenario) for run in self.runs), strict=True)]
-
-    def matrix(self, scenario: Scenario) -> list[list[float | None]]:
-        """Mean matrix, `[done, done]` fractions."""
-        rows = zip(*(run.matrix(scenario) for run in self.runs), strict=True)
-        return [[mean_of(entries).mean for entries in zip(*row, strict=True)] for row in rows]
-
-    def forgetting(self, scenario: Scenario) -> list[Stat]:
-        """Terms of AF: how far each task but the last fell below its best, fractions."""
-        return [mean_of(values) for values in zip(*(_forgetting(r.matrix(scenario)) for r in self.runs), strict=True)]
-
-    def plasticity(self, scenario: Scenario) -> Stat:
-        """Mean of `metrics.plasticity`."""
-        from lightning_cil.metrics.scores import plasticity
-
-        return mean_of([plasticity(run.matrix(scenario)) for run in self.runs])
-
-
-def _forgetting(matrix: list[list[float | None]]) -> list[float | None]:
-    terms: list[float | None] = []
-    for column in list(zip(*matrix, strict=True))[:-1]:
-        known = [v for v in column if v is not None]
-        terms.append(max(known[:-1]) - known[-1] if len(known) == len(column) else None)
-    return terms
-
-
 # ---------------------------------------------------------------------- reading
 
 
@@ -371,16 +250,22 @@ def _problem(results: dict[str, Any]) -> str:
     }
     for name, kind in types.items():
         if not isinstance(results.get(name), kind):
-            return f"`{name}` is {_short(results.get(name))}, expected a {_KINDS[kind]}"
+            return f"`{name}` is {short(results.get(name))}, expected a {_KINDS[kind]}"
+    for name in ("config", "undefined", "sample_weighted_accuracy", "versions", "hardware"):
+        if not isinstance(results.get(name, {}), dict):
+            return f"`{name}` is {short(results[name])}, expected an object"
     if not isinstance(results.get("seed"), int | None):
-        return f"`seed` is {_short(results.get('seed'))}, expected an integer"
+        return f"`seed` is {short(results.get('seed'))}, expected an integer"
     sizes = results["task_sizes"]
     if not sizes or not all(type(s) is int and s > 0 for s in sizes):
-        return f"`task_sizes` is {_short(sizes)}, expected the number of classes of each task"
+        return f"`task_sizes` is {short(sizes)}, expected the number of classes of each task"
     done = results.get("tasks_done", len(sizes))
     if type(done) is not int or not 1 <= done <= len(sizes):
-        return f"`tasks_done` is {_short(done)}, expected an integer from 1 to {len(sizes)}"
+        return f"`tasks_done` is {short(done)}, expected an integer from 1 to {len(sizes)}"
     for scenario in SCENARIOS:
+        reasons = results.get("undefined", {}).get(scenario, {})
+        if not isinstance(reasons, dict) or not all(isinstance(r, str) for r in reasons.values()):
+            return f"`undefined.{scenario}` is {short(reasons)}, expected a reason for each score"
         rows = results["matrix"].get(scenario)
         if not isinstance(rows, list) or len(rows) != len(sizes) or not all(_is_row(r, len(sizes)) for r in rows):
             return f"`matrix.{scenario}` is no {len(sizes)}×{len(sizes)} table of fractions in [0, 1] or null"
@@ -391,13 +276,13 @@ def _problem(results: dict[str, Any]) -> str:
             return f"`sample_weighted_accuracy.{scenario}` is no list of {len(sizes)} fractions in [0, 1] or null"
     for phase in results["seconds"]:
         if not isinstance(phase, dict) or "stage" not in phase or not _is_number(phase.get("seconds")):
-            return f"`seconds` holds {_short(phase)}, expected entries with `stage` and `seconds`"
+            return f"`seconds` holds {short(phase)}, expected entries with `stage` and `seconds`"
     full = results["footprint"].get("full")
     if not isinstance(full, dict) or not all(type(v) is int for v in (*full.values(), full.get("total"))):
-        return f"`footprint.full` is {_short(full)}, expected bytes of each kind and their `total`"
+        return f"`footprint.full` is {short(full)}, expected bytes of each kind and their `total`"
     if type(results["footprint"].get("paper")) is not int:
         return "`footprint.paper` is missing, expected bytes"
-    return "" if isinstance(results.get("config", {}), dict) else "`config` is no object"
+    return ""
 
 
 _KINDS = {str: "string", list: "list", dict: "object"}
@@ -415,7 +300,8 @@ def _is_row(row: Any, length: int) -> bool:
     )
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as JSON, at most 60 characters of it."""
     text = json.dumps(value) if value is not None else "missing"
     return text if len(text) <= 60 else text[:57] + "…"
 
@@ -430,132 +316,9 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> Flat:
     return flat
 
 
-# ---------------------------------------------------------------------- grouping
-
-
 def read_all(paths: str | Path | Iterable[str | Path]) -> list[Run]:
     """All runs of some paths; one that is named twice counts once."""
     if isinstance(paths, str | Path):
         paths = [paths]
     files = {file.resolve(): file for path in paths for file in find_files(Path(path))}
     return [read_run(file) for _, file in sorted(files.items())]
-
-
-def group_runs(runs: Sequence[Run], joint: Sequence[Run], average_different_orders: bool = False) -> list[Group]:
-    """Group runs by their settings, in an order that does not depend on that of `runs`.
-
-    Args:
-        runs: All runs, those of `joint` included.
-        joint: The chosen upper bounds; empty: those among `runs`, if they are of one kind.
-        average_different_orders: Average runs with different class orders or splits.
-
-    Raises:
-        ValueError: If runs of a group have different class orders or splits and are not to be averaged.
-    """
-    by_key: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda r: (r.method.lower(), r.group_key, r.seed or 0, r.path.as_posix())):
-        by_key.setdefault(run.group_key, []).append(run)
-    members = sorted(by_key.values(), key=lambda g: g[0].method == JOINT)
-    for group in members:
-        if not average_different_orders:
-            _refuse_different_splits(group)
-    groups = []
-    for label, group in zip(_labels(members), members, strict=True):
-        bounds, why = _joint_of(group, list(joint), members)
-        groups.append(Group(label, tuple(group), tuple(bounds), why))
-    return groups
-
-
-def _refuse_different_splits(group: list[Run]) -> None:
-    first = group[0]
-    for other in group[1:]:
-        for name, value in first.split.items():
-            if other.split[name] != value:
-                raise ValueError(
-                    f"{first.path} and {other.path} are both {first.method} with the same settings, but their {name} "
-                    f"differs: {_short(value)} and {_short(other.split[name])}. A mean over them mixes different "
-                    "problems. Report on them separately, or give `--average_different_orders` if you want that."
-                )
-
-
-def _joint_of(group: list[Run], chosen: list[Run], groups: list[list[Run]]) -> tuple[list[Run], str]:
-    """The Joint runs that bound a group, or why there are none."""
-    if group[0].method == JOINT:
-        return [], "it is the bound itself"
-    if not group[0].complete:
-        return [], "the run is unfinished"
-    joints = [run for g in groups for run in g if run.method == JOINT and run.complete]
-    candidates = chosen or [j for j in joints if any(run.folder in j.path.parents for run in group)]
-    if not candidates:
-        found = [g for g in groups if g[0].method == JOINT and g[0].complete and g[0].protocol == group[0].protocol]
-        if len(found) > 1:
-            return [], "there are Joint runs of different settings: name those to use by --joint"
-        candidates = found[0] if found else []
-    if not candidates:
-        return [], "needs a Joint run (--joint)"
-    same = [j for j in candidates if j.protocol == group[0].protocol]
-    splits = [j.split for j in same]
-    if not all(run.split in splits for run in group):
-        return [], "no Joint run has the same data, tasks, class order and held-out share"
-    return same, ""
-
-
-def _labels(groups: list[list[Run]]) -> list[str]:
-    """The method, and the settings that tell a group from others of the same method and protocol."""
-    labels = []
-    for group in groups:
-        run = group[0]
-        rivals = [g[0] for g in groups if g[0].method == run.method and g[0].protocol == run.protocol]
-        label = run.method
-        names = [k for k in differing([r.settings for r in rivals]) if k not in NO_GROUPING]
-        if names:
-            shown = [f"{k.rpartition('.')[2]}={_plain(run.settings.get(k))}" for k in names[:3]]
-            label += f" ({', '.join(shown)}{', …' if len(names) > 3 else ''})"
-        if not run.complete:
-            label += f", {run.tasks_done} of {run.num_tasks} tasks"
-        labels.append(label)
-    counts: dict[tuple[str, tuple[str, tuple[int, ...]]], int] = {}
-    unique = []
-    for label, group in zip(labels, groups, strict=True):
-        key = (label, group[0].protocol)
-        counts[key] = counts.get(key, 0) + 1
-        unique.append(label if counts[key] == 1 else f"{label} [{counts[key]}]")
-    return unique
-
-
-def differing(settings: Sequence[Flat]) -> list[str]:
-    """Names of the settings that are not the same in all, in the order of their first appearance."""
-    names = list(dict.fromkeys(name for flat in settings for name in flat))
-    missing = object()
-    return [n for n in names if any(flat.get(n, missing) != settings[0].get(n, missing) for flat in settings)]
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def notes_of(groups: Sequence[Group], average_different_orders: bool) -> list[str]:
-    """What a reader must know before comparing the rows."""
-    notes = []
-    for group in groups:
-        seeds = [run.seed for run in group.runs]
-        twice = sorted({str(s) for s in seeds if seeds.count(s) > 1})
-        if twice:
-            notes.append(
-                f"{group.label}: several runs have the seed {', '.join(twice)}; repetitions of a seed say nothing "
-                "about the spread over seeds."
-            )
-        if not group.complete:
-            notes.append(
-                f"{group.label}: unfinished; scores are of the first {group.first.tasks_done} of "
-                f"{group.first.num_tasks} tasks and do not compare with finished runs."
-            )
-        if len({json.dumps(r.results.get("versions"), sort_keys=True) for r in group.runs}) > 1:
-            notes.append(f"{group.label}: the runs were made with different versions of the software.")
-        if average_different_orders and len({json.dumps(r.split) for r in group.runs}) > 1:
-            notes.append(f"{group.label}: the mean is over different class orders or splits, as was asked for.")
-    for protocol in dict.fromkeys(g.first.protocol for g in groups):
-        rows = [g for g in groups if g.first.protocol == protocol]
-        if len({json.dumps(sorted({json.dumps(r.split) for r in g.runs})) for g in rows}) > 1:
-            notes.append(f"{protocol[0]}: the rows have different class orders or splits; compare them with care.")
-    return notes

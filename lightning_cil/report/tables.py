@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
+from lightning_cil.report.groups import Group, Stat
 from lightning_cil.report.published import Published
-from lightning_cil.report.runs import Group, Stat
 from lightning_cil.types import Scenario
 
 Unit = Literal["fraction", "ratio", "bytes", "s"]

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torchmetrics import MetricCollection
 
 import lightning_cil.metrics as metrics
@@ -453,3 +454,29 @@ def test_scores_do_not_load_torchmetrics():
     code = "import sys, lightning_cil.metrics as m; m.summarise([[1.0]]); print('torchmetrics' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_plot_draws_the_matrix_as_a_heat_map():
+    metric = TaskMatrix(num_tasks=2)
+    metric.update(torch.tensor([0, 1, 3]), torch.tensor([0, 0, 3]), torch.tensor([0, 0, 1]), after=0)
+    axes = Figure().add_subplot()
+    figure, found = metric.plot(ax=axes)
+    assert (figure, found) == (axes.get_figure(), axes)
+    assert axes.images[0].get_array().filled(-1).tolist() == [[50.0, 100.0], [-1.0, -1.0]]
+    assert [text.get_text() for text in axes.texts] == ["50.0", "100"]
+    assert metric.plot(torch.eye(3), Figure().add_subplot())[1].images[0].get_array().shape == (3, 3)
+
+
+def test_plot_of_a_score_draws_values_as_torchmetrics_does():
+    metric = AverageAccuracy(num_tasks=1)
+    metric.update(torch.tensor([0, 1]), torch.tensor([0, 0]), task=0, after=0)
+    _, axes = metric.plot(ax=Figure().add_subplot())
+    assert axes.lines[0].get_ydata() == [0.5]
+    _, axes = metric.plot([torch.tensor(0.25), torch.tensor(0.5)], Figure().add_subplot())
+    assert axes.lines[0].get_ydata().tolist() == [0.25, 0.5]
+
+
+def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install lightning-cil\[report\]"):
+        TaskMatrix(num_tasks=1).plot()

@@ -34,7 +34,8 @@ def run(page: str, script: str, width: int = 1200) -> Any:
     folder = Path(spec.submodule_search_locations[0]) / "executable"
     program = next(p for p in (folder / "bin" / "kaleido", folder / "kaleido", folder / "kaleido.exe") if p.exists())
     places = {"LD_LIBRARY_PATH": "lib", "FONTCONFIG_PATH": "etc/fonts", "XDG_DATA_HOME": "xdg"}
-    options = ["--disable-gpu", "--no-sandbox", "--allow-file-access-from-files", "--disable-breakpad"]
+    options = ["--disable-gpu", "--no-sandbox", "--disable-dev-shm-usage", "--disable-breakpad"]
+    options.append("--allow-file-access-from-files")
     content = {"page": page.replace("<head>", f"<head>{SPY}", 1), "width": width, "script": script}
     finished = subprocess.run(
         [str(program), "plotly", f"--plotlyjs={Path(__file__).with_name('browser.js')}", *options],
