@@ -6,7 +6,14 @@ The shells are imported on first use: torchmetrics takes seconds to load, and re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_cil.metrics.footprint import Footprint, count_parameters, footprint, megabytes, module_bytes
+from lightning_cil.metrics.footprint import (
+    Footprint,
+    count_parameters,
+    footprint,
+    megabytes,
+    module_bytes,
+    printed_megabytes,
+)
 from lightning_cil.metrics.scores import (
     FORMULAS,
     average_accuracy,
@@ -56,6 +63,7 @@ __all__ = [
     "module_bytes",
     "plasticity",
     "plasticity_stability",
+    "printed_megabytes",
     "sample_weighted_accuracy",
     "summarise",
 ]
