@@ -117,7 +117,7 @@ def code_preservation(
     return _squared_distance(code, teacher_code, reduction)
 
 
-def _squared_distance(value: Tensor, constant: Tensor, reduction: Reduction) -> Tensor:
+def _squared_distance(value: Tensor, constant: Tensor, reduction: str) -> Tensor:
     if value.shape != constant.shape or value.ndim != 2:
         raise ValueError(
             f"Got tensors of shapes {list(value.shape)} and {list(constant.shape)}, expected the same [batch, dim]. "

@@ -258,7 +258,7 @@ def nfl_plus_final_terms(
     return terms
 
 
-def _cross_entropy(logits: Tensor, target: Tensor, old: int, scope: CeScope) -> Tensor:
+def _cross_entropy(logits: Tensor, target: Tensor, old: int, scope: str) -> Tensor:
     if scope not in ("new", "seen"):
         raise ValueError(
             f"Got `ce_scope={scope!r}`, expected 'new' (the new head alone) or 'seen' (all classes so far)."

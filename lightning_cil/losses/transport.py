@@ -51,7 +51,7 @@ def transport_cost(
         tensor([[2., 0.]], dtype=torch.float64)
     """
     source, target = F.normalize(source_means.double(), dim=1), F.normalize(target_means.double(), dim=1)
-    return torch.linalg.vector_norm(source.unsqueeze(1) - target.unsqueeze(0), ord=norm, dim=2)
+    return torch.cdist(source, target, p=float(norm), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 @torch.no_grad()
@@ -157,7 +157,8 @@ def prospective_rows(plan: Float[Tensor, "old new"], old_weight: Float[Tensor, "
     mixed = _mixed_rows(plan, old_weight)
     length = torch.linalg.vector_norm(old_weight.double(), dim=1).mean()
     mixed_length = torch.linalg.vector_norm(mixed, dim=1).mean()
-    return (mixed * (length / mixed_length.clamp_min(torch.finfo(mixed.dtype).tiny))).to(old_weight.dtype)
+    factor: Tensor = length / mixed_length.clamp_min(torch.finfo(mixed.dtype).tiny)  # γ
+    return (mixed * factor).to(old_weight.dtype)
 
 
 def retrospective_rows(

@@ -61,13 +61,9 @@ class Autoencoder(nn.Module):
         if activation not in _ACTIVATIONS:
             raise ValueError(f"Autoencoder got `activation={activation!r}`, expected one of {', '.join(_ACTIVATIONS)}.")
         self.activation = activation
-        self.encoder = nn.utils.skip_init(nn.Linear, in_features, width, bias=bias)
-        self.decoder = nn.utils.skip_init(nn.Linear, width, in_features, bias=bias)
-        generator = torch.Generator().manual_seed(fold_seed(seed, _STREAM))
-        for layer in (self.encoder, self.decoder):
-            bound = 1 / math.sqrt(layer.in_features)
-            for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(fold_seed(seed, _STREAM))
+        self.encoder = _linear(in_features, width, bias, generator)
+        self.decoder = _linear(width, in_features, bias, generator)
 
     def encode(self, features: Tensor) -> Tensor:
         """Map features `[B, in_features]` to codes `[B, code_features]`, in (0, 1) with the sigmoid."""
@@ -77,3 +73,15 @@ class Autoencoder(nn.Module):
         """Map features `[B, in_features]` to their reconstruction of the same shape."""
         reconstruction: Tensor = self.decoder(self.encode(features))
         return reconstruction
+
+
+def _linear(in_features: int, out_features: int, bias: bool, generator: torch.Generator) -> nn.Linear:
+    """`nn.Linear` with its usual first values, drawn from a generator of ours."""
+    layer = nn.Linear(in_features, out_features, bias, device="meta")  # draws nothing from the global generator
+    layer = layer.to_empty(device=torch.get_default_device())
+    bound = 1 / math.sqrt(in_features)
+    for parameter in layer.parameters():
+        values = torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound, generator=generator)
+        with torch.no_grad():
+            parameter.copy_(values)
+    return layer

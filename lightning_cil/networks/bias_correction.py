@@ -70,8 +70,9 @@ class BiasCorrection(nn.Module):
         self.reading = reading
         literal = reading == "literal"
         shape = (rows[reading], in_features if literal else code_features)
-        generator = torch.Generator().manual_seed(fold_seed(seed, _STREAM))
-        self.weight = nn.Parameter(torch.randn(shape, generator=generator) / math.sqrt(code_features))
+        generator = torch.Generator("cpu").manual_seed(fold_seed(seed, _STREAM))
+        normal = torch.randn(shape, generator=generator, device="cpu").to(torch.get_default_device())
+        self.weight = nn.Parameter(normal / math.sqrt(code_features))
         self.bias = nn.Parameter(torch.zeros(shape if literal else shape[:1]))
         column_task = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
         self.register_buffer("column_task", column_task, persistent=False)
