@@ -77,11 +77,9 @@ class Autoencoder(nn.Module):
 
 def _linear(in_features: int, out_features: int, bias: bool, generator: torch.Generator) -> nn.Linear:
     """`nn.Linear` with its usual first values, drawn from a generator of ours."""
-    layer = nn.Linear(in_features, out_features, bias, device="meta")  # draws nothing from the global generator
-    layer = layer.to_empty(device=torch.get_default_device())
+    with torch.random.fork_rng(devices=[]):  # the meta device would do too, but takes seconds to load
+        layer = nn.Linear(in_features, out_features, bias, device="cpu")
     bound = 1 / math.sqrt(in_features)
     for parameter in layer.parameters():
-        values = torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound, generator=generator)
-        with torch.no_grad():
-            parameter.copy_(values)
-    return layer
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return layer.to(torch.get_default_device())
