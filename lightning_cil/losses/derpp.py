@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_cil.losses._columns import batch_mean
 from lightning_cil.losses.classification import cross_entropy_over
 
 __all__ = ["derpp_terms", "logit_matching"]
@@ -86,7 +87,7 @@ def logit_matching(
     """Mean squared difference of logits and stored logits.
 
     ```text
-    (1/n) Σ_b Σ_{c < W_b} (z_bc - z'_bc)²,   n = Σ_b W_b
+    (1/B) Σ_b (1/W_b) Σ_{c < W_b} (z_bc - z'_bc)²
     ```
 
     | symbol | argument | range |
@@ -96,7 +97,8 @@ def logit_matching(
     | W | `stored_width` | 0 ≤ W_b ≤ `stored` |
 
     With a head that has all classes from the start, W_b is the number of classes for every sample and this is the
-    plain mean squared error.
+    plain mean squared error. For every sample a mean of its own: several processes with a share of the batch each then
+    make the same gradient as one.
 
     Source: as `derpp_terms`; for heads that grow there is no equation.
 
@@ -106,7 +108,8 @@ def logit_matching(
         stored_width: long: how many columns the head had when the sample was stored. `None`: all of `stored_logits`.
 
     Returns:
-        Scalar: mean over the compared numbers. 0 with a graph if there are none.
+        Scalar: mean over each sample's columns, mean over the batch. A sample without columns counts as 0. 0 with a
+        graph for an empty batch.
 
     Raises:
         ValueError: If more columns were stored than the model has.
@@ -116,8 +119,8 @@ def logit_matching(
 
         >>> import torch
         >>> stored = torch.tensor([[1.0, 2.0], [3.0, float("nan")]])
-        >>> round(logit_matching(torch.zeros(2, 2), stored, torch.tensor([2, 1])).item(), 4)  # (1 + 4 + 9) / 3
-        4.6667
+        >>> round(logit_matching(torch.zeros(2, 2), stored, torch.tensor([2, 1])).item(), 4)  # ((1 + 4) / 2 + 9) / 2
+        5.75
     """
     stored = stored_logits.shape[1]
     if stored > logits.shape[1]:
@@ -127,7 +130,7 @@ def logit_matching(
         )
     difference = logits[:, :stored] - stored_logits.detach()
     if stored_width is None:
-        return difference.square().sum() / max(difference.numel(), 1)
+        return batch_mean(difference.square().sum(dim=1) / max(stored, 1))
     known = torch.arange(stored, device=logits.device) < stored_width.unsqueeze(1)
     squares = torch.where(known, difference, 0.0).square()
-    return squares.sum() / known.sum().clamp(min=1)
+    return batch_mean(squares.sum(dim=1) / stored_width.clamp(min=1))

@@ -50,14 +50,21 @@ def test_grown_head_is_compared_where_it_existed() -> None:
     stored[0, 2:] = float("nan")
     stored[2] = float("nan")
     pairs = zip(logits.tolist(), stored.tolist(), width.tolist(), strict=True)
-    total = sum((z[c] - h[c]) ** 2 for z, h, count in pairs for c in range(count))
+    means = [sum((z[c] - h[c]) ** 2 for c in range(count)) / max(count, 1) for z, h, count in pairs]
     loss = logit_matching(logits, stored, width)
-    assert loss.item() == pytest.approx(total / 6)
+    assert loss.item() == pytest.approx(slow.mean(means))
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient.isfinite().all()
     compared = torch.zeros(3, 6, dtype=torch.bool)
     compared[0, :2] = compared[1, :4] = True
     assert torch.equal(gradient != 0, compared)
+
+
+def test_shares_of_a_batch_average_to_the_whole() -> None:
+    logits, stored, width = slow.random_matrix(4, 6, 0), slow.random_matrix(4, 4, 1), torch.tensor([1, 4, 2, 3])
+    whole = logit_matching(logits, stored, width)
+    shares = [logit_matching(logits[i : i + 2], stored[i : i + 2], width[i : i + 2]) for i in (0, 2)]
+    torch.testing.assert_close(sum(shares) / 2, whole)
 
 
 def test_narrow_rows_without_widths_are_compared_whole() -> None:
