@@ -14,7 +14,8 @@ from lightning_cil.callbacks.results import collect_results
 from lightning_cil.metrics.plots import require_matplotlib
 from lightning_cil.report.figures import pictures
 from lightning_cil.report.files import STYLE
-from lightning_cil.report.runs import FILE, Group, Run
+from lightning_cil.report.groups import Group
+from lightning_cil.report.runs import FILE, Run
 from lightning_cil.types import Task
 
 

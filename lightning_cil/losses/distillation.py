@@ -11,8 +11,8 @@ Departures: NFL's Eq. 8 prints a minus sign before an entropy that its own right
 what is minimised. None of these papers multiplies by the squared temperature (Hinton et al.,
 https://arxiv.org/abs/1503.02531, section 2, does), so neither do we: weigh the term yourself.
 
-All functions take raw logits, treat the teacher as a constant, and return a differentiable zero, never NaN, for an
-empty batch or without old classes.
+All functions take raw logits, treat the teacher as a constant unless told otherwise, and return a differentiable
+zero, never NaN, for an empty batch or without old classes.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_cil.losses._columns import task_of_column
+from lightning_cil.losses._columns import batch_mean, task_of_column
 
-__all__ = ["binary_distillation", "per_head_soft_cross_entropy", "soft_cross_entropy"]
+__all__ = ["binary_distillation", "old_class_distillation", "per_head_soft_cross_entropy", "soft_cross_entropy"]
 
 
 def soft_cross_entropy(
     student_logits: Float[Tensor, "batch old"],
     teacher_logits: Float[Tensor, "batch old"],
     temperature: float | int = 2.0,
+    detach_teacher: bool = True,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the teacher's softened softmax against the student's, over all given columns.
 
@@ -54,8 +55,10 @@ def soft_cross_entropy(
 
     Args:
         student_logits: The trained model's logits, cut to the old columns.
-        teacher_logits: The old model's logits for the same samples. No gradient flows into them.
+        teacher_logits: The old model's logits for the same samples.
         temperature: Above 1 flattens both distributions, so that unlikely classes count too.
+        detach_teacher: Whether no gradient flows into the teacher's logits. False trains what corrects them, such as
+            NFL+'s Γ.
 
     Returns:
         Scalar: sum over classes, mean over the batch. 0 with a graph if there is no sample or no old class.
@@ -73,9 +76,10 @@ def soft_cross_entropy(
     """
     _check_shapes(student_logits, teacher_logits)
     _check_temperature(temperature)
-    target = F.softmax(teacher_logits.detach() / temperature, dim=1)  # Eq. 9
+    teacher = teacher_logits.detach() if detach_teacher else teacher_logits
+    target = F.softmax(teacher / temperature, dim=1)  # Eq. 9
     log_student = F.log_softmax(student_logits / temperature, dim=1)  # log of Eq. 10
-    return _batch_mean(-(target * log_student).sum(dim=1))  # Eq. 8
+    return batch_mean(-(target * log_student).sum(dim=1))  # Eq. 8
 
 
 def per_head_soft_cross_entropy(
@@ -83,6 +87,7 @@ def per_head_soft_cross_entropy(
     teacher_logits: Float[Tensor, "batch old"],
     sizes: Sequence[int],
     temperature: float | int = 2.0,
+    detach_teacher: bool = True,
 ) -> Float[Tensor, ""]:
     r"""The sum over the old heads of `soft_cross_entropy`, with one softmax for each head.
 
@@ -101,9 +106,10 @@ def per_head_soft_cross_entropy(
 
     Args:
         student_logits: The trained model's logits, cut to the old columns; heads side by side in task order.
-        teacher_logits: The old model's logits for the same samples. No gradient flows into them.
+        teacher_logits: The old model's logits for the same samples.
         sizes: Number of classes of each old head.
         temperature: As in `soft_cross_entropy`.
+        detach_teacher: As in `soft_cross_entropy`.
 
     Returns:
         Scalar: sum over classes and heads, mean over the batch. 0 with a graph if there is no sample or no old head.
@@ -127,17 +133,47 @@ def per_head_soft_cross_entropy(
             "old heads, each at least 1, adding up to the number of columns. Cut both logits to the old columns."
         )
     if len(sizes) < 2:
-        return soft_cross_entropy(student_logits, teacher_logits, temperature)
+        return soft_cross_entropy(student_logits, teacher_logits, temperature, detach_teacher)
     # ours: one copy of the columns for each head, the other heads' at -inf, which the softmax maps to 0
     device = student_logits.device
     outside = task_of_column(tuple(sizes), device) != torch.arange(len(sizes), device=device).unsqueeze(
         1
     )  # [heads, old]
-    teacher = (teacher_logits.detach() / temperature).unsqueeze(1).masked_fill(outside, float("-inf"))
+    teacher = teacher_logits.detach() if detach_teacher else teacher_logits
+    teacher = (teacher / temperature).unsqueeze(1).masked_fill(outside, float("-inf"))
     student = (student_logits / temperature).unsqueeze(1).masked_fill(outside, float("-inf"))
     target = F.softmax(teacher, dim=2)  # Eq. 9
     log_student = F.log_softmax(student, dim=2).masked_fill(outside, 0.0)  # log of Eq. 10; 0 · 0, not 0 · -inf
-    return _batch_mean(-(target * log_student).sum(dim=(1, 2)))  # Eq. 8, summed over heads
+    return batch_mean(-(target * log_student).sum(dim=(1, 2)))  # Eq. 8, summed over heads
+
+
+def old_class_distillation(
+    student_logits: Float[Tensor, "batch old"],
+    teacher_logits: Float[Tensor, "batch old"],
+    sizes: Sequence[int] | None = None,
+    temperature: float | int = 2.0,
+    detach_teacher: bool = True,
+) -> Float[Tensor, ""]:
+    """`soft_cross_entropy` or, with `sizes`, `per_head_soft_cross_entropy`: which classes share a softmax.
+
+    Source: No Forgetting Learning, Eq. 8-10, https://arxiv.org/abs/2503.04638, which leaves the choice open.
+
+    Args:
+        student_logits: The trained model's logits, cut to the old columns; heads side by side in task order.
+        teacher_logits: The old model's logits for the same samples.
+        sizes: Number of classes of each old head; `None`: one softmax over all old classes.
+        temperature: As in `soft_cross_entropy`.
+        detach_teacher: As in `soft_cross_entropy`.
+
+    Returns:
+        As the two functions.
+
+    Raises:
+        ValueError: As the two functions.
+    """
+    if sizes is None:
+        return soft_cross_entropy(student_logits, teacher_logits, temperature, detach_teacher)
+    return per_head_soft_cross_entropy(student_logits, teacher_logits, sizes, temperature, detach_teacher)
 
 
 def binary_distillation(
@@ -191,12 +227,7 @@ def binary_distillation(
     per_sample = loss.sum(dim=1)
     if reduction == "mean":
         per_sample = per_sample / max(student_logits.shape[1], 1)
-    return _batch_mean(per_sample)
-
-
-def _batch_mean(per_sample: Tensor) -> Tensor:
-    """Mean over the batch; 0 with a graph for an empty one, where the mean would be NaN."""
-    return per_sample.mean() if len(per_sample) else per_sample.sum()
+    return batch_mean(per_sample)
 
 
 def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:

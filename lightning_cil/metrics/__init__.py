@@ -14,7 +14,14 @@ from lightning_cil.metrics.continual import (
     stability_gap,
     worst_case_accuracy,
 )
-from lightning_cil.metrics.footprint import Footprint, count_parameters, footprint, megabytes, module_bytes
+from lightning_cil.metrics.footprint import (
+    Footprint,
+    count_parameters,
+    footprint,
+    megabytes,
+    module_bytes,
+    printed_megabytes,
+)
 from lightning_cil.metrics.scores import (
     FORMULAS,
     average_accuracy,
@@ -69,6 +76,7 @@ __all__ = [
     "per_class_accuracy",
     "plasticity",
     "plasticity_stability",
+    "printed_megabytes",
     "recency_bias",
     "sample_weighted_accuracy",
     "stability_gap",

@@ -5,6 +5,9 @@
   images as uint8. No classifier, buffers, teacher, labels or stored logits.
 - *full*: all of that as well, one line for each kind.
 
+What a method needs only while it trains a task, such as recorded logits and copies of the body, is `transient` and in
+neither of them.
+
 Pure arithmetic on sizes that the caller states; `count_parameters` and `module_bytes` read them off a module.
 """
 
@@ -30,6 +33,7 @@ class Footprint:
         stored_logits: Logits stored with them.
         prototypes: Class means and other summaries of old classes.
         teacher: Copies of older models.
+        transient: What lives during a task's training only.
     """
 
     body: int
@@ -40,6 +44,7 @@ class Footprint:
     stored_logits: int = 0
     prototypes: int = 0
     teacher: int = 0
+    transient: int = 0
 
     @property
     def paper(self) -> int:
@@ -48,13 +53,14 @@ class Footprint:
 
     @property
     def full(self) -> dict[str, int]:
-        """Bytes of each kind, a line each, and their sum under `total`."""
+        """Bytes of each kind that is kept, a line each, and their sum under `total`."""
         lines: dict[str, int] = asdict(self)
+        del lines["transient"]
         return {**lines, "total": sum(lines.values())}
 
     def as_dict(self) -> dict[str, Any]:
-        """Both accounts as plain strings and integers, for `results.json`."""
-        return {"unit": "bytes", "paper": self.paper, "full": self.full}
+        """Both accounts and what is transient as plain strings and integers, for `results.json`."""
+        return {"unit": "bytes", "paper": self.paper, "full": self.full, "transient": self.transient}
 
 
 def footprint(
@@ -67,6 +73,7 @@ def footprint(
     stored_logit_bytes: int = 0,
     prototype_bytes: int = 0,
     teacher_bytes: int = 0,
+    transient_bytes: int = 0,
 ) -> Footprint:
     """Account for what a method keeps between tasks.
 
@@ -81,6 +88,7 @@ def footprint(
         stored_logit_bytes: Bytes of the logits stored with them.
         prototype_bytes: Bytes of class means and other summaries of old classes.
         teacher_bytes: Bytes of copies of older models.
+        transient_bytes: Bytes of what lives during a task's training only: recorded logits, a frozen copy of the body.
 
     Returns:
         The two accounts.
@@ -112,6 +120,7 @@ def footprint(
         stored_logits=stored_logit_bytes,
         prototypes=prototype_bytes,
         teacher=teacher_bytes,
+        transient=transient_bytes,
     )
 
 
@@ -165,3 +174,22 @@ def megabytes(num_bytes: int) -> float:
         44.68
     """
     return num_bytes / 1e6
+
+
+def printed_megabytes(parameters: int) -> float:
+    """Megabytes of a model as NFL's Fig. 5 prints them: four bytes for each parameter of a rounded count.
+
+    The paper rounds to four digits before it multiplies: 11.17, 11.56 and 170.6 million become 44.68, 46.24 and 682.4.
+
+    Args:
+        parameters: How many the body has.
+
+    Returns:
+        Megabytes of 1e6 bytes.
+
+    Example:
+        >>> printed_megabytes(11_562_048), megabytes(4 * 11_562_048)
+        (46.24, 46.248192)
+    """
+    millions = float(f"{parameters / 1e6:.4g}")
+    return round(millions * BYTES_PER_PARAMETER, 2)

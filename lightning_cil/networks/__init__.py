@@ -1,20 +1,29 @@
 """Networks: backbones that make features, heads that grow, and what freezes parts of them."""
 
+from lightning_cil.networks.autoencoder import Autoencoder
 from lightning_cil.networks.backbones import create_backbone, feature_width, load_weights
+from lightning_cil.networks.bias_correction import BiasCorrection
 from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
+from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.sharding import copy_unsharded, shard_children, unsharded
 from lightning_cil.networks.small import SmallConvNet
 from lightning_cil.networks.spec import Backbone
+from lightning_cil.networks.weight_alignment import align_weights, alignment_factor
 
 __all__ = [
+    "Autoencoder",
     "Backbone",
+    "BiasCorrection",
     "CifarResNet",
     "CosineHead",
     "LinearHead",
+    "MemoBackbone",
     "MultiHead",
     "SmallConvNet",
+    "align_weights",
+    "alignment_factor",
     "copy_unsharded",
     "create_backbone",
     "evaluating",
@@ -23,4 +32,5 @@ __all__ = [
     "set_trainable",
     "shard_children",
     "unsharded",
+    "split_backbone",
 ]

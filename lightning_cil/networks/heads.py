@@ -29,7 +29,8 @@ from typing_extensions import Self
 from lightning_cil._random import fold_seed
 
 _STREAM = int.from_bytes(b"head", "big")
-"""Keeps the blocks' random numbers apart from other uses of the same seed."""
+_COLUMNS_STREAM = int.from_bytes(b"columns", "big")
+"""Keep the blocks' and the columns' random numbers apart from other uses of the same seed."""
 
 
 class _Head(nn.Module, ABC):
@@ -79,11 +80,7 @@ class _Head(nn.Module, ABC):
             RuntimeError: If `fully_shard` was applied to this head, see `unsharded`.
         """
         weight, bias = self._new_block(len(self._task_sizes), num_new)
-        if self._is_fsdp():
-            raise RuntimeError(_fsdp_message(self, "grow"))
-        for name, parameter in list(self.named_parameters(recurse=False)):
-            if _is_sharded(parameter):
-                setattr(self, name, _replaced(parameter, _whole(parameter.detach())))
+        self._make_whole("grow")
         self._append(weight, bias)
         self._set_sizes([*self._task_sizes, num_new])
 
@@ -166,19 +163,26 @@ class _Head(nn.Module, ABC):
                 "a task without classes is left out of the stream."
             )
         generator = torch.Generator("cpu").manual_seed(fold_seed(self.seed, _STREAM, task))
+        weight = self._draw(generator, num_new, self.in_features)
+        return weight, self._draw(generator, num_new) if self._has_bias() else None
+
+    def _draw(self, generator: torch.Generator, *shape: int) -> Tensor:
         bound = 1 / math.sqrt(self.in_features)
-
-        def draw(*shape: int) -> Tensor:
-            values = torch.empty(shape, dtype=torch.float32, device="cpu")  # the same numbers for all dtypes, devices
-            return values.uniform_(-bound, bound, generator=generator).to(self._like().device, self._like().dtype)
-
-        weight = draw(num_new, self.in_features)
-        return weight, draw(num_new) if self._has_bias() else None
+        values = torch.empty(shape, dtype=torch.float32, device="cpu")  # the same numbers for all dtypes, devices
+        return values.uniform_(-bound, bound, generator=generator).to(self._like().device, self._like().dtype)
 
     def _set_sizes(self, sizes: Sequence[int]) -> None:
         self._preview = None
         self._task_sizes = list(sizes)
         self.sizes = torch.tensor(self._task_sizes, dtype=torch.long, device=self.sizes.device)
+
+    def _make_whole(self, action: str) -> None:
+        """Replace sharded parameters by whole ones; refuse under FSDP2."""
+        if self._is_fsdp():
+            raise RuntimeError(_fsdp_message(self, action))
+        for name, parameter in list(self.named_parameters(recurse=False)):
+            if _is_sharded(parameter):
+                setattr(self, name, _replaced(parameter, _whole(parameter.detach())))
 
     def _is_fsdp(self) -> bool:
         fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported, hence not applied
@@ -259,6 +263,30 @@ class _MatrixHead(_Head):
     def forward(self, features: Tensor) -> Tensor:
         """Map `[B, in_features]` to logits `[B, num_classes]`."""
         return self._logits(features, self.weight, self.bias)
+
+    def widen(self, num_columns: int) -> None:
+        """Append columns for features that a grown body adds; the values of earlier columns stay bit for bit.
+
+        A new column starts from U(-1/√d, 1/√d), d the new width, a function of the head's seed and d only. Device,
+        dtype and `requires_grad` are kept; sharded parameters and FSDP2 are as in `grow`.
+
+        Args:
+            num_columns: How many features more, at least 1.
+
+        Raises:
+            ValueError: If `num_columns` is below 1.
+            RuntimeError: If `fully_shard` was applied to this head, see `unsharded`.
+        """
+        if num_columns < 1:
+            raise ValueError(
+                f"{type(self).__name__} got `num_columns={num_columns}`, expected at least 1: the width that the body "
+                "has gained."
+            )
+        self._make_whole("widen")
+        self.in_features += num_columns
+        generator = torch.Generator("cpu").manual_seed(fold_seed(self.seed, _COLUMNS_STREAM, self.in_features))
+        columns = self._draw(generator, self.num_classes, num_columns)
+        self.weight = _replaced(self.weight, torch.cat([self.weight.detach(), columns], dim=1))
 
     def _like(self) -> Tensor:
         return self.weight

@@ -85,8 +85,12 @@ class CifarResNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map float `[B, in_channels, H, W]` of any size to features `[B, 64]`."""
         x: Tensor = self.act1(self.bn1(self.conv1(image)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return x.mean(dim=(2, 3))
+        return global_average(self.layer3(self.layer2(self.layer1(x))))
+
+
+def global_average(x: Tensor) -> Tensor:
+    """Map `[B, C, H, W]` to the mean of each channel, `[B, C]`."""
+    return x.mean(dim=(2, 3))
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int) -> nn.Sequential:

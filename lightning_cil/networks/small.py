@@ -47,8 +47,12 @@ class SmallConvNet(nn.Module):
         """Map float `[B, in_channels, H, W]` of any size to features `[B, 8·width]`."""
         x = silu(self.conv1(image))
         x = silu(self.conv2(x))
-        x = silu(self.conv3(x))
-        return torch.cat([quarter.mean(dim=(2, 3)) for half in _halves(x, 2) for quarter in _halves(half, 3)], dim=1)
+        return quarter_averages(silu(self.conv3(x)))
+
+
+def quarter_averages(x: Tensor) -> Tensor:
+    """Map `[B, C, H, W]` to the means of each quarter of the map, `[B, 4·C]`."""
+    return torch.cat([quarter.mean(dim=(2, 3)) for half in _halves(x, 2) for quarter in _halves(half, 3)], dim=1)
 
 
 def _halves(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

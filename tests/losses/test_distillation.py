@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cil.losses import binary_distillation, per_head_soft_cross_entropy, soft_cross_entropy
+from lightning_cil.losses import (
+    binary_distillation,
+    old_class_distillation,
+    per_head_soft_cross_entropy,
+    soft_cross_entropy,
+)
+from tests.losses import reference as slow
 
 LOSSES = [
     pytest.param(lambda s, t: soft_cross_entropy(s, t), id="soft"),
@@ -152,6 +158,26 @@ def test_teacher_gets_no_gradient(loss) -> None:
     loss(student, teacher).backward()
     assert teacher.grad is None
     assert student.grad is not None
+
+
+@pytest.mark.parametrize("sizes", [None, [3, 4]])
+def test_teacher_gets_a_gradient_on_request(sizes) -> None:
+    student, teacher = random_logits()
+    leaves = {"student": student, "teacher": teacher.requires_grad_()}
+
+    def reference(v: dict[str, Tensor]) -> float:
+        return slow.distillation(v["student"].tolist(), v["teacher"].tolist(), 3.0, sizes)
+
+    loss = old_class_distillation(student, teacher, sizes, 3.0, detach_teacher=False)
+    assert loss.item() == pytest.approx(reference(leaves), rel=1e-12)
+    slow.check_gradients(loss, leaves, reference)
+
+
+def test_sizes_choose_the_softmax() -> None:
+    student, teacher = random_logits()
+    assert torch.equal(old_class_distillation(student, teacher), soft_cross_entropy(student, teacher))
+    per_head = per_head_soft_cross_entropy(student, teacher, [3, 4], 5.0)
+    assert torch.equal(old_class_distillation(student, teacher, [3, 4], 5.0), per_head)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from lightning_cil.metrics import count_parameters, footprint, megabytes, module_bytes
+from lightning_cil.metrics import count_parameters, footprint, megabytes, module_bytes, printed_megabytes
+from lightning_cil.networks import Autoencoder, LinearHead, MemoBackbone, create_backbone
 
 CIFAR, TINY, IMAGENET = 3 * 32 * 32, 3 * 64 * 64, 3 * 224 * 224
 KINDS = {
@@ -66,7 +67,18 @@ def test_dictionary_is_plain_json():
     account = footprint(body_parameters=5, exemplar_bytes=3, teacher_bytes=2)
     stored = account.as_dict()
     assert json.loads(json.dumps(stored)) == stored
-    assert stored == {"unit": "bytes", "paper": 23, "full": account.full}
+    assert stored == {"unit": "bytes", "paper": 23, "full": account.full, "transient": 0}
+
+
+def test_transient_memory_is_in_neither_account():
+    """NFL's last task: 5,000 × 90 recorded logits on CIFAR-100, and the frozen copy of the old heads."""
+    recorded, heads = 5_000 * 90 * 4, LinearHead(512)
+    heads.grow(90)
+    assert count_parameters(heads) == 46_170
+    account = footprint(body_parameters=3, transient_bytes=recorded + 4 * 46_170)
+    assert account.paper == account.full["total"] == 12
+    assert "transient" not in account.full
+    assert megabytes(account.as_dict()["transient"]) == pytest.approx(1.8 + 0.18468)
 
 
 def test_account_is_frozen():
@@ -115,3 +127,15 @@ def test_resnet18_has_the_size_of_the_literature():
     parameters, buffers = module_bytes(model)
     assert parameters == 11_176_512 * 4
     assert buffers == 9_600 * 4 + 20 * 8  # statistics, and the step counters of 20 layers as int64
+
+
+def test_networks_have_the_printed_sizes():
+    """Fig. 5 of NFL, counted on the networks that the methods use; MEMO's figure is that of 20 blocks."""
+    with torch.device("meta"):
+        body = create_backbone("resnet18", cifar_stem=True)
+        single = count_parameters(body)
+        nfl_plus = single + count_parameters(Autoencoder(512))
+        memo = count_parameters(MemoBackbone(body, blocks=20))
+    assert (single, nfl_plus, memo) == (11_168_832, 11_562_048, 170_649_664)
+    assert [printed_megabytes(count) for count in (single, nfl_plus, memo)] == [44.68, 46.24, 682.4]
+    assert [round(megabytes(4 * count), 2) for count in (single, nfl_plus, memo)] == [44.68, 46.25, 682.6]
