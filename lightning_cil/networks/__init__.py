@@ -31,6 +31,6 @@ __all__ = [
     "load_weights",
     "set_trainable",
     "shard_children",
-    "unsharded",
     "split_backbone",
+    "unsharded",
 ]
