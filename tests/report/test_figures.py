@@ -128,7 +128,11 @@ def test_confusion_is_a_share_of_the_true_class() -> None:
     assert figure.axes[0].images[0].get_array().tolist() == [[75.0, 25.0], [0.0, 0.0]]
 
 
-def test_features_are_thinned_evenly_and_too_few_are_refused() -> None:
+def test_features_are_thinned_evenly_and_too_few_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "MOST_POINTS", 20)
+    table = np.random.default_rng(0).normal(size=(60, 3))
+    drawn = figures.draw_features(table, np.repeat([0, 1, 2], 20)).axes[0].collections
+    assert [len(points.get_offsets()) for points in drawn] == [7, 6, 7]
     with pytest.raises(ValueError, match="expected at least 5"):
         figures.draw_features(np.zeros((4, 2)), [0, 0, 1, 1])
 

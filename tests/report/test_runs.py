@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -63,7 +64,6 @@ def test_scores_are_those_that_the_run_wrote(tmp_path: Path) -> None:
     from lightning_cil.callbacks.results import scores_of
     from lightning_cil.callbacks.stream_state import Counts
 
-    torch = pytest.importorskip("torch")
     counts = Counts(torch.tensor([[1, 2], [4, 1], [2, 3]]), torch.full((3, 2), 4))
     folder = write_run(
         tmp_path / "run",
@@ -99,6 +99,11 @@ def test_a_path_without_runs_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=rf"{name} (has no|does not exist).*expected a run folder"):
         load_runs(tmp_path / name)
+
+
+def test_no_path_is_an_error() -> None:
+    with pytest.raises(ValueError, match="`paths` names no run"):
+        load_runs([])
 
 
 def test_runs_that_finished_no_task_are_named(tmp_path: Path) -> None:
