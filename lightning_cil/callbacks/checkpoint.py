@@ -69,10 +69,12 @@ class StreamCheckpoint(Checkpoint):
             self._seen_step = step
             self._due = self._due or step % n == 0
         if self._due and resumable:
+            self._due = False
             self.save(trainer)
 
     def after_epoch(self, trainer: Trainer) -> None:
         """Write at the end of an epoch."""
+        self._due = False
         self.save(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -109,7 +111,6 @@ class StreamCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._due = False
         path = self.directory(trainer) / name
         draft = path.with_name(name + ".part")
         trainer.save_checkpoint(draft, weights_only=False)
