@@ -26,8 +26,8 @@ class StreamCheckpoint(Checkpoint):
     the next step that can. In a stock fit, `on_train_epoch_end` and `on_train_batch_end` write.
 
     A file is written beside the old one, flushed to the disk, and then takes its name, so that a kill, a full disk or
-    a crash of the machine leaves the old one or the new one, never half of one. Flushing takes about as long as
-    the disk needs to write the file (measured: 0.04 s for 90 MB, the size of a ResNet-18 with its momentum, on a virtual disk of a server).
+    a crash of the machine leaves the old one or the new one, never half of one. Flushing takes as long as the disk
+    needs (measured: 0.04 s for 90 MB, the size of a ResNet-18 with its momentum, on a virtual disk of a server).
 
     Args:
         every_n_train_steps: Also write every so many optimizer steps; 0: at epoch ends only.
