@@ -339,7 +339,8 @@ class IncrementalTrainer(Trainer):
             if others and path is None:
                 rank_zero_warn(
                     f"The run starts from its beginning. It does not go on from {', '.join(others)}: that was left "
-                    f"by another job than this one ({slurm_job()}). Give it as `ckpt_path` to go on from it, else delete it."
+                    f"by another job than this one ({slurm_job()}). Give it as `ckpt_path` to go on from it, else "
+                    "delete it."
                 )
         on_exception = [Path(c.ckpt_path) for c in self.callbacks if isinstance(c, OnExceptionCheckpoint)]  # type: ignore[attr-defined]
         path = self.strategy.broadcast(path or next((p for p in on_exception if p.exists()), None))

@@ -26,8 +26,8 @@ class StreamCheckpoint(Checkpoint):
     the next step that can. In a stock fit, `on_train_epoch_end` and `on_train_batch_end` write.
 
     A file is written beside the old one, flushed to the disk, and then takes its name, so that a kill, a full disk or
-    a crash of the machine leaves the old one or the new one, never half of one. Flushing takes about as long as
-    the disk needs to write the file (measured: 45 MB, a ResNet-18 with its momentum, 0.1 s on an SSD).
+    a crash of the machine leaves the old one or the new one, never half of one. Flushing takes as long as the disk
+    needs (measured: 0.04 s for 90 MB, the size of a ResNet-18 with its momentum, on a virtual disk of a server).
 
     Args:
         every_n_train_steps: Also write every so many optimizer steps; 0: at epoch ends only.
@@ -71,10 +71,12 @@ class StreamCheckpoint(Checkpoint):
             self._seen_step = step
             self._due = self._due or step % n == 0
         if self._due and resumable:
+            self._due = False
             self.save(trainer)
 
     def after_epoch(self, trainer: Trainer) -> None:
         """Write at the end of an epoch."""
+        self._due = False
         self.save(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -112,7 +114,6 @@ class StreamCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._due = False
         path = self.directory(trainer) / name
         draft = path.with_name(name + ".part")
         try:

@@ -133,8 +133,9 @@ class Interruption(StreamCallback):
 
     def after_batch(self, trainer: Trainer, resumable: bool) -> None:
         """A batch is over; `resumable`: a checkpoint of this moment would go on exactly."""
-        if resumable and (self._pending if trainer.world_size == 1 else self._agreed):
-            self._agreed = self._pending or self._agreed
+        if trainer.world_size == 1:
+            self._agreed = self._pending
+        if resumable and self._agreed:
             self.stop(trainer, saved=self._save(trainer))
 
     def after_epoch(self, trainer: Trainer) -> None:

@@ -110,8 +110,9 @@ class StreamLoader:
             raise ValueError(
                 f"The checkpoint was written in the middle of an epoch ({state['position']} batches of it done) with "
                 f"{theirs} samples in a step over all processes; here a step has {ours} "
-                f"(`batch_size={self.batch_size}` times {self.world_size} processes). Give a `batch_size` that makes {theirs}, or go on from a "
-                "checkpoint of a finished task (checkpoints/task_<k>.ckpt) or epoch, where any batch size will do."
+                f"(`batch_size={self.batch_size}` times {self.world_size} processes). Give a `batch_size` that makes "
+                f"{theirs}, or go on from a checkpoint of a finished task (checkpoints/task_<k>.ckpt) or epoch, where "
+                "any batch size will do."
             )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
 

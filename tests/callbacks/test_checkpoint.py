@@ -205,6 +205,7 @@ def test_sharded_checkpoints_are_folders(tmp_path: Path) -> None:
 
     trainer: Any = SimpleNamespace(
         log_dir=str(tmp_path),
+        callbacks=[],
         fast_dev_run=0,
         is_global_zero=True,
         global_step=1,

@@ -47,7 +47,7 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def trainer(rank: int = 0) -> Any:
-    return SimpleNamespace(global_rank=rank)
+    return SimpleNamespace(global_rank=rank, global_step=3, callbacks=[])
 
 
 @pytest.mark.parametrize("before", [0, 1, 2])
@@ -106,14 +106,19 @@ def test_every_rank_takes_its_own() -> None:
         assert torch.equal(found, torch.rand(2))
 
 
-def test_a_rank_that_the_checkpoint_did_not_have_goes_on_as_it_is() -> None:
-    restored = RandomState()
-    restored.load_state_dict(RandomState().state_dict())
-    torch.manual_seed(7)
-    expected = torch.rand(2)
-    torch.manual_seed(7)
-    restored.on_train_start(trainer(rank=1), None)
-    assert torch.equal(torch.rand(2), expected)
+def test_a_rank_that_the_checkpoint_did_not_have_is_seeded_anew() -> None:
+    drawn = []
+    for before in (7, 8):  # whatever was drawn before
+        restored = RandomState()
+        restored.load_state_dict(RandomState().state_dict())
+        torch.manual_seed(before)
+        restored.on_train_start(trainer(rank=1), None)
+        drawn.append(numbers())
+        restored.load_state_dict(RandomState().state_dict())
+        restored.on_train_start(trainer(rank=2), None)
+        drawn.append(numbers())
+    assert drawn[0] == drawn[2]
+    assert drawn[0] != drawn[1]
 
 
 def test_a_resumed_stream_draws_the_same_numbers(tmp_path: Path) -> None:

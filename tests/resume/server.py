@@ -135,6 +135,7 @@ def run(job: dict[str, Any]) -> None:
 
 def child(job: dict[str, Any]) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     out = os.open(str(Path(job["root"]) / "output.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ def command(arguments: list[str], folder: Path, **env: str) -> subprocess.Comple
     return subprocess.run(
         [sys.executable, "-m", "lightning_cil", *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=280,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )  # fmt: skip
 
 
