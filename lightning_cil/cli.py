@@ -26,7 +26,8 @@ from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.references import run_references
 from lightning_cil.run_logger import RunLogger
-from lightning_cil.trainer import IncrementalTrainer, newest_checkpoint
+from lightning_cil.stream_checkpoint import newest_checkpoint
+from lightning_cil.trainer import IncrementalTrainer
 
 
 class SaveRunConfig(SaveConfigCallback):

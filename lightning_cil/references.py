@@ -22,7 +22,7 @@ import yaml
 
 from lightning_cil.callbacks import StreamCallback
 from lightning_cil.methods import Independent, Joint
-from lightning_cil.trainer import newest_checkpoint
+from lightning_cil.stream_checkpoint import newest_checkpoint
 
 FOLDER = "references"
 METHODS: dict[str, type] = {"joint": Joint, "independent": Independent}

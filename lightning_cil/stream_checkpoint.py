@@ -1,0 +1,116 @@
+"""The checkpoints of a stream: found, looked into without their weights, and refused when they do not fit."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_cil import _compat
+from lightning_cil.callbacks.stream_state import SCHEMA, StreamState
+from lightning_cil.data.base import IncrementalDataModule
+
+STATE_KEY = "StreamState"
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a checkpoint is whole and of a stream."""
+    try:
+        peek(path)
+    except ValueError:
+        return False
+    return True
+
+
+def newest_checkpoint(root: str | Path) -> Path | None:
+    """The `checkpoints/last.ckpt` below a folder, at any depth, that was written last."""
+    found = [p for p in Path(root).rglob("checkpoints/last.ckpt") if p.exists()]
+    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def peek(ckpt_path: str | Path) -> dict[str, Any]:
+    """Read a stream checkpoint without its weights, which stay mapped on disk.
+
+    Args:
+        ckpt_path: A checkpoint file of a stream, or the folder of a sharded one.
+
+    Returns:
+        The checkpoint; of a sharded one what is not sharded: everything but weights and optimizers.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it is damaged, holds code, or is no checkpoint of a stream.
+    """
+    if not os.path.exists(ckpt_path):
+        raise FileNotFoundError(f"`ckpt_path={ckpt_path}`: no such file; expected a checkpoint or 'last'.")
+    try:
+        path = _compat.metadata_file(ckpt_path)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise ValueError(_refusal(ckpt_path, _why_unreadable(Path(ckpt_path), error))) from error
+    if not isinstance(saved, dict):
+        raise ValueError(_refusal(ckpt_path, f"it holds a {type(saved).__name__}"))
+    if STATE_KEY not in (saved.get("callbacks") or {}):
+        other = "pytorch-lightning_version" in saved
+        raise ValueError(_refusal(ckpt_path, "it is of another Lightning project" if other else "it has no stream"))
+    absent = [k for k in ("state_dict", "loops", "global_step") if k not in saved]
+    state = saved["callbacks"][STATE_KEY]
+    absent += [f"callbacks.{STATE_KEY}.{k}" for k in StreamState().state_dict() if k not in state]
+    if absent and state.get("schema", 0) <= SCHEMA:
+        raise ValueError(_refusal(ckpt_path, f"it lacks {', '.join(f'`{k}`' for k in absent)}"))
+    return dict(saved)
+
+
+def is_file(ckpt_path: str | Path | None) -> bool:
+    """Whether it is a path of this machine, not one of Lightning's words or an address."""
+    text = str(ckpt_path)
+    return ckpt_path is not None and text not in ("best", "hpc") and "://" not in text and text[:8] != "registry"
+
+
+def _refusal(ckpt_path: str | Path, why: str) -> str:
+    return (
+        f"`ckpt_path={ckpt_path}` is not a readable checkpoint of a stream: {why}; expected a file that lightning-cil "
+        "wrote, such as checkpoints/last.ckpt or checkpoints/task_0.ckpt of a run folder. Give another one."
+    )
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return "it is a folder that holds no `meta.pt`"
+    size = path.stat().st_size
+    if not size:
+        return "it is empty"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK":  # what torch.save writes is a zip archive
+        return "it is no file of torch.save"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors and plain values, which could run code, so nothing of it was loaded"
+    return f"it is damaged or cut off, at {size} bytes"
+
+
+def check_learned(saved: dict[str, Any], path: str, datamodule: Any, method: str | None = None) -> None:
+    """Refuse what a newer version wrote, what was learned from other classes, or by another method than `method`."""
+    StreamState().load_state_dict(saved["callbacks"][STATE_KEY])
+    written_by = saved.get("lightning_cil", {}).get("method", method)
+    if method is not None and written_by != method:
+        raise ValueError(
+            f"`ckpt_path={path}` was written by {written_by}, and the method given is {method}, which may predict in "
+            f"another way. Give `--model {written_by}`, or the config.yaml of its run."
+        )
+    if not isinstance(datamodule, IncrementalDataModule) or type(datamodule).__qualname__ in saved:
+        return  # the datamodule compares the rest
+    theirs = list(saved.get("lightning_cil", {}).get("class_names", []))
+    if theirs != datamodule.class_names:
+        raise ValueError(
+            f"`ckpt_path={path}` was written with other data than {type(datamodule).__name__}: its classes are "
+            f"{_few(theirs)} there and {_few(datamodule.class_names)} here. Use the data settings of the run that "
+            "wrote it (its config.yaml), or start a new run without `--ckpt_path`."
+        )
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(map(str, names[:4]))}{' …' if len(names) > 4 else ''} ({len(names)})"
