@@ -61,7 +61,7 @@ class StreamDriver:
         savers = [c for c in trainer.callbacks if isinstance(c, StreamCheckpoint)]  # type: ignore[attr-defined]
 
         def before_batch() -> None:
-            interruption.agree(trainer)
+            interruption.before_batch(trainer)
 
         def after_batch(resumable: bool) -> None:
             for saver in savers:

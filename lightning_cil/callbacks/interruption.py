@@ -27,6 +27,8 @@ WORKER_GRACE = 30
 """Seconds that a decoding process lives on after SIGTERM, so that the step in progress gets its data."""
 AGREE_EVERY = 8
 """Evaluation batches between two agreements of several processes."""
+AGREE_EVERY_ON_GPU = 16
+"""Training batches between two agreements of several processes on GPUs, each of which waits for the device."""
 
 
 class Interrupted(SIGTERMException):
@@ -42,8 +44,8 @@ class Interruption(StreamCallback):
     | task-end work, evaluation, set-up | one process: at once, several: soon; they are repeated from `last.ckpt` |
     | a second Ctrl-C | the run ends at once |
 
-    A handler only notes the signal. Several processes agree at the start of every step (in place of Lightning's own
-    message), so that all end at the same one whichever of them got the signal. After SLURM's requeue signal the
+    A handler only notes the signal. Several processes agree at the start of a step (in place of Lightning's own message;
+    on GPUs of every 16th), so that all end at the same one whichever of them got the signal. After SLURM's requeue signal the
     checkpoint is also kept as `hpc_ckpt_<n>.ckpt` in the root, and the job is put back into the queue.
 
     Attributes:
@@ -57,7 +59,7 @@ class Interruption(StreamCallback):
 
     def _clear(self) -> None:
         self._pid = os.getpid()
-        self._pending = self._agreed = 0
+        self._pending = self._agreed = self._batches = 0
         self._since = 0.0
         self._training = False
         self._trainer: Trainer | None = None
@@ -98,6 +100,13 @@ class Interruption(StreamCallback):
             _write(f"\n{_name(signum)}: the run ends after this step with a checkpoint.")
         if not self._training and trainer.world_size == 1:
             self.stop(trainer, saved=False)
+
+    def before_batch(self, trainer: Trainer) -> None:
+        """Several processes agree, at the same batches on all of them."""
+        on_gpu = trainer.strategy.root_device.type != "cpu"
+        if self._batches % (AGREE_EVERY_ON_GPU if on_gpu else 1) == 0:
+            self.agree(trainer)
+        self._batches += 1
 
     def agree(self, trainer: Trainer) -> int:
         """The signal that any process got, 0 without one; a collective."""
