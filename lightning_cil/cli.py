@@ -25,6 +25,7 @@ from lightning_cil.callbacks import Interruption
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.references import run_references
+from lightning_cil.report.records import FOLDER
 from lightning_cil.run_logger import RunLogger
 from lightning_cil.stream_checkpoint import newest_checkpoint
 from lightning_cil.trainer import IncrementalTrainer
@@ -193,7 +194,7 @@ def _remove_empty_run(trainer: Trainer) -> None:
         return
     folder = Path(logger.log_dir)
     found = {p.name for p in folder.iterdir()} if folder.is_dir() else {""}
-    if found <= {"config.yaml", "hparams.yaml", RunLogger.METRICS_FILE}:
+    if found <= {"config.yaml", "hparams.yaml", RunLogger.METRICS_FILE, FOLDER}:  # records of the untrained network
         shutil.rmtree(folder)
 
 

@@ -95,7 +95,8 @@ def check_checkpoint(strategy: Strategy, ckpt_path: str | Path) -> None:
     Raises:
         ValueError: For a folder, under another strategy.
     """
-    if os.path.isdir(ckpt_path) and not isinstance(strategy, ModelParallelStrategy):
+    sharded = os.path.isdir(ckpt_path) and _compat.metadata_file(ckpt_path).is_file()
+    if sharded and not isinstance(strategy, ModelParallelStrategy):
         raise ValueError(
             f"`ckpt_path={ckpt_path}` is a folder, a sharded checkpoint of `ModelParallelStrategy`, and this run has "
             f"`strategy={type(strategy).__name__}`; expected a file. Make one with `python -m "
@@ -119,8 +120,8 @@ def launching(trainer: Trainer) -> Iterator[None]:
         _launchers[:] = [trainer.strategy.launcher]
     if _launchers:
         _start(_watch_children, done)
-    elif os.environ.get(LAUNCHER_PID) == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0":
-        _start(_watch_parent, os.getppid(), trainer.global_rank, done)
+    elif LAUNCHER_PID in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        _start(_watch_parent, int(os.environ[LAUNCHER_PID]), trainer.global_rank, done)
     try:
         with functions_by_value():
             yield
@@ -199,10 +200,22 @@ def _watch_children(done: threading.Event) -> None:
 
 
 def _watch_parent(parent: int, rank: int, done: threading.Event) -> None:
-    """Other ranks: without rank 0 nobody would end them."""
+    """Other ranks: without rank 0, which may be gone before this starts, nobody would end them."""
     while not done.wait(POLL):
-        if os.getppid() != parent and not done.wait(3 * GRACE):
+        if os.getppid() != parent and not _is_alive(parent) and not done.wait(3 * GRACE):
             _end(f"rank 0 (process {parent}) ended, so that rank {rank} ends too. {GO_ON}")
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's process, or a system without /proc
+        return True
+    return state != "Z"
 
 
 def _end(message: str) -> None:

@@ -86,6 +86,7 @@ def test_hyperparameters_are_plain_and_rebuild_the_module() -> None:
     module = make(LwF, distillation_weight=2.5)
     assert module.hparams["backbone"] == {
         "name": "small_cnn", "in_channels": 1, "cifar_stem": False, "pretrained": False, "weights": None,
+        "compile": False,
     }  # fmt: skip
     assert "optimizer" not in module.hparams  # a function; the optimizer of a rebuilt module is its default
     again = LwF(**module.hparams)

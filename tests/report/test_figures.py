@@ -179,34 +179,3 @@ def test_without_matplotlib_the_message_says_what_to_install(
     with pytest.raises(ModuleNotFoundError, match=r"pip install lightning-cil\[report\]"):
         runs.write(tmp_path)
     assert runs.table().markdown()
-
-
-# ---------------------------------------------------------------------- records beside the results
-
-
-def test_records_beside_a_run_are_drawn(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    target = np.arange(40) % 4
-    np.savez(folder / "predictions.npz", target=target, class_il=np.where(np.arange(40) < 20, target, 0))
-    np.savez(folder / "features.npz", features=np.random.default_rng(0).normal(size=(40, 6)), target=target)
-    runs = load_runs(folder)
-    page = runs.write(tmp_path / "out").read_text(encoding="utf-8")
-    names = {p.stem for p in (tmp_path / "out/figures").glob("*.png")}
-    assert {"classes_01", "confusion_01", "features_01"} <= names
-    assert "From 50.0 % to 100.0 %" in page
-
-
-@pytest.mark.parametrize(
-    ("name", "arrays"),
-    [
-        ("predictions.npz", {"target": [0, 4], "class_il": [0, 0]}),
-        ("predictions.npz", {"target": [0, 1], "class_il": [0, 9]}),
-        ("predictions.npz", {"target": [0, 1]}),
-        ("features.npz", {"features": [[0.0]], "target": [0, 1]}),
-    ],
-)
-def test_wrong_records_are_named(tmp_path: Path, name: str, arrays: dict[str, Any]) -> None:
-    folder = write_run(tmp_path / "run")
-    np.savez(folder / name, **arrays)
-    with pytest.raises(ValueError, match=name):
-        load_runs(folder).write(tmp_path / "out")

@@ -1,6 +1,7 @@
 """Scores and figures from records, and the references of a run."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +87,21 @@ def test_broken_records_name_the_file(tmp_path: Path, name: str, content: bytes,
         load_runs(run).write(tmp_path / "out")
 
 
-def test_records_of_another_run_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [
+        ("task_1.npz", {"target": TARGET + 5, "class_il": CLASS_IL, "task_il": CLASS_IL}),
+        ("task_1.npz", {"target": TARGET, "class_il": CLASS_IL + 6, "task_il": CLASS_IL}),
+        ("task_1.npz", {"target": TARGET[:3], "class_il": CLASS_IL, "task_il": CLASS_IL}),
+        ("task_1.npz", {"target": TARGET}),
+        ("features_task_1.npz", {"features": np.zeros((3, 2)), "target": TARGET}),
+    ],
+)
+def test_records_of_another_run_are_refused(tmp_path: Path, name: str, arrays: dict[str, np.ndarray]) -> None:
     run = recorded(tmp_path / "a")
-    np.savez(run / "records" / "task_1.npz", target=TARGET + 5, class_il=CLASS_IL, task_il=CLASS_IL)
-    with pytest.raises(ValueError, match=r"task_1\.npz: `target` and `class_il` are no labels"):
-        load_runs(run).record_table("class_il")
+    np.savez(run / "records" / name, **arrays)
+    with pytest.raises(ValueError, match=re.escape(str(run / "records" / name))):
+        load_runs(run).write(tmp_path / "out")
 
 
 def test_references_of_a_run_are_found(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -106,11 +106,11 @@ def test_processes_of_a_cluster_join(tmp_path: Path, cluster: Any) -> None:
 
 def test_what_cannot_be_sent_to_a_process_is_said(tmp_path: Path) -> None:
     class Holder(StreamCallback):
-        def __init__(self) -> None:
-            self.file = (tmp_path / "open").open("w")
+        def __init__(self, file: IO[str]) -> None:
+            self.file = file
 
-    with pytest.raises(TypeError, match=r"cannot be sent: .*strategy='ddp'"):
-        fit(tmp_path, make(FineTune), SplitDigits(), [Holder()], devices=2, strategy="ddp_spawn")
+    with (tmp_path / "open").open("w") as file, pytest.raises(TypeError, match=r"cannot be sent: .*strategy='ddp'"):
+        fit(tmp_path, make(FineTune), SplitDigits(), [Holder(file)], devices=2, strategy="ddp_spawn")
 
 
 # ---------------------------------------------------------------------- a rank dies
