@@ -54,7 +54,8 @@ def peek(ckpt_path: str | Path) -> dict[str, Any]:
     if STATE_KEY not in (saved.get("callbacks") or {}):
         other = "pytorch-lightning_version" in saved
         raise ValueError(_refusal(ckpt_path, "it is of another Lightning project" if other else "it has no stream"))
-    absent = [k for k in ("state_dict", "loops", "global_step") if k not in saved]
+    weights = [] if os.path.isdir(ckpt_path) else ["state_dict"]  # a sharded checkpoint keeps them in other files
+    absent = [k for k in (*weights, "loops", "global_step") if k not in saved]
     state = saved["callbacks"][STATE_KEY]
     absent += [f"callbacks.{STATE_KEY}.{k}" for k in StreamState().state_dict() if k not in state]
     if absent and state.get("schema", 0) <= SCHEMA:

@@ -46,7 +46,8 @@ class Interruption(StreamCallback):
 
     A handler only notes the signal. Several processes agree at the start of a step (in place of Lightning's own
     message; on GPUs of every 16th), so that all end at the same one whichever of them got the signal. After SLURM's
-    requeue signal the checkpoint is also kept as `hpc_ckpt_<n>.ckpt` in the root, and the job is put back into the queue.
+    requeue signal the checkpoint is also kept as `hpc_ckpt_<n>.ckpt` in the root, and the job is put back into the
+    queue.
 
     Attributes:
         command: Command line of the run, where there is one; what to type to go on is derived from it.
