@@ -96,6 +96,7 @@ def measure(rule: str, offered: int, tasks: int, total: int) -> dict[str, Any]:
     update_peak = turns.memory("VmHWM") - base
     raw = sum(store.nbytes().values())
     del index, target
+    turns.give_back()
     turns.forget_peak()
     held = turns.memory("VmRSS") - base
     with tempfile.TemporaryDirectory() as folder:

@@ -220,6 +220,13 @@ class StreamDriver:
                     f"The stock `{name}` keeps its best score from stage to stage, so that it stops, or stops saving, "
                     f"in later stages. Use `lightning_cil.callbacks.{name}`, which takes the same arguments."
                 )
+        parts = [type(c) for c in callbacks if getattr(c, "part_of_method", False)]
+        for kind in parts:
+            if parts.count(kind) > 1:
+                raise ValueError(
+                    f"got {parts.count(kind)} callbacks `{kind.__name__}`; expected one, for both would fill the same "
+                    "keys of a batch. Take the others out."
+                )
         for needed in self.module.required_callbacks():
             if not any(isinstance(c, type(needed)) for c in callbacks):
                 position = next((i for i, c in enumerate(callbacks) if isinstance(c, Checkpoint)), len(callbacks))

@@ -7,6 +7,7 @@
 | torchrun, SLURM | the cluster's own | its agent; `srun --kill-on-bad-exit` |
 """
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -99,9 +100,8 @@ def check_checkpoint(strategy: Strategy, ckpt_path: str | Path) -> None:
     if sharded and not isinstance(strategy, ModelParallelStrategy):
         raise ValueError(
             f"`ckpt_path={ckpt_path}` is a folder, a sharded checkpoint of `ModelParallelStrategy`, and this run has "
-            f"`strategy={type(strategy).__name__}`; expected a file. Make one with `python -m "
-            f"lightning.pytorch.utilities.consolidate_checkpoint {ckpt_path}`, or have files written from the start: "
-            "`ModelParallelStrategy(save_distributed_checkpoint=False)`."
+            f"`strategy={type(strategy).__name__}`; expected a file. Go on from it with the strategy that wrote it; "
+            "`save_distributed_checkpoint: false` there makes the next checkpoints files, which every strategy reads."
         )
 
 
@@ -123,7 +123,7 @@ def launching(trainer: Trainer) -> Iterator[None]:
     elif LAUNCHER_PID in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         _start(_watch_parent, int(os.environ[LAUNCHER_PID]), trainer.global_rank, done)
     try:
-        with functions_by_value():
+        with functions_by_value(), _forwarding(kind):
             yield
     except (ProcessExitedException, ProcessRaisedException) as error:
         if isinstance(error, ProcessExitedException) and error.exit_code in STOPPED:  # it has said so
@@ -149,6 +149,26 @@ def launching(trainer: Trainer) -> Iterator[None]:
         if sys.exc_info()[0] is not None:  # without this process the others would wait for it
             _wait_until(lambda: all(code is not None for code in _exit_codes().values()), GRACE)
             _kill_children()
+
+
+@contextmanager
+def _forwarding(kind: str) -> Iterator[None]:
+    """The process that started the others by spawn or fork is no rank: it hands SIGTERM on to them and waits."""
+    if kind != "multiprocessing" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def hand_on(signum: int, frame: Any) -> None:
+        if os.getpid() == owner:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, signum)
+
+    previous = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 _launchers: list[Any] = []

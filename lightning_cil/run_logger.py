@@ -28,24 +28,27 @@ class RunLogger(CSVLogger):
         super().__init__(str(root), name=None)
         self._rows = 0
         self._resumed = False
+        self._made = False
 
-    def resume(self, version: int, rows: int) -> None:
+    def resume(self, folder: Path, rows: int) -> None:
         """Go on in a run folder from a checkpoint.
 
         Args:
-            version: Number of the run folder.
+            folder: The run folder, of any name.
             rows: Rows that were logged when the checkpoint was written; later ones are dropped.
         """
-        self._version = version
+        self._save_dir = self._root_dir = str(folder.parent)
+        number = folder.name.removeprefix("version_")
+        self._version = int(number) if number.isdecimal() and folder.name != number else folder.name
         self._rows = rows
         self._resumed = True
 
-    def position(self) -> dict[str, int]:
-        """Write what was logged to the file; number of the run folder, and of rows. Empty on other ranks than 0."""
+    def position(self) -> dict[str, Any]:
+        """Write what was logged to the file; name of the run folder, number of rows. Empty on other ranks than 0."""
         if self._experiment is None:
             return {}
         self.save()
-        return {"version": int(self.version), "rows": self._rows}
+        return {"folder": Path(self.log_dir).name, "rows": self._rows}
 
     def save(self) -> None:
         """Write what was logged to the file."""
@@ -54,14 +57,23 @@ class RunLogger(CSVLogger):
         super().save()
 
     def choose_folder(self) -> None:
-        """Fix the number of the run folder now, before this logger is copied to other processes."""
-        self._version = self.version
+        """Make the run folder now: before this logger is copied to other processes, and before another run takes it."""
+        while not self._resumed and not self._made:
+            self._version = self.version
+            try:
+                Path(self.log_dir).mkdir(parents=True)
+            except FileExistsError:  # another run was quicker
+                self._version = None
+            else:
+                self._made = True
 
     @property
     def experiment(self) -> Any:
         """The writer; on other ranks than 0 a dummy."""
         if self._experiment is not None or not self._resumed:
-            return super().experiment
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+                return super().experiment
         path = Path(self.log_dir) / self.METRICS_FILE
         rows: list[dict[str, str]] = []
         if path.is_file():

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from lightning_cil import _compat
 from lightning_cil.callbacks.stream_state import SCHEMA, StreamState
 from lightning_cil.data.base import IncrementalDataModule
+from lightning_cil.run_lock import is_locked
 
 STATE_KEY = "StreamState"
 
@@ -23,10 +25,27 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-def newest_checkpoint(root: str | Path) -> Path | None:
-    """The `checkpoints/last.ckpt` below a folder, at any depth, that was written last."""
+def newest_checkpoint(root: str | Path, idle: bool = False) -> Path | None:
+    """The `checkpoints/last.ckpt` below a folder, at any depth, that was written last.
+
+    Args:
+        root: The folder.
+        idle: Leave out runs that go on in another process.
+
+    Raises:
+        ValueError: When all runs go on in other processes.
+    """
+    for old in Path(root).rglob("checkpoints/last.ckpt.old"):  # killed while one folder took another's place
+        if not old.with_suffix("").exists():
+            old.rename(old.with_suffix(""))
     found = [p for p in Path(root).rglob("checkpoints/last.ckpt") if p.exists()]
-    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+    free = [p for p in found if not (idle and is_locked(p.parent.parent))]
+    if found and not free:
+        raise ValueError(
+            f"`ckpt_path=last`: the run in {found[0].parent.parent} goes on in another process. Wait until it ends, "
+            "stop it, or start another run without `ckpt_path`."
+        )
+    return max(free, key=lambda p: p.stat().st_mtime, default=None)
 
 
 def peek(ckpt_path: str | Path) -> dict[str, Any]:
@@ -49,6 +68,8 @@ def peek(ckpt_path: str | Path) -> dict[str, Any]:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ValueError(_refusal(ckpt_path, _why_unreadable(Path(ckpt_path), error))) from error
+    if _has_changed(path):
+        raise ValueError(_refusal(ckpt_path, "it does not fit its own checksums, so that bytes in it have changed"))
     if not isinstance(saved, dict):
         raise ValueError(_refusal(ckpt_path, f"it holds a {type(saved).__name__}"))
     if STATE_KEY not in (saved.get("callbacks") or {}):
@@ -61,6 +82,15 @@ def peek(ckpt_path: str | Path) -> dict[str, Any]:
     if absent and state.get("schema", 0) <= SCHEMA:
         raise ValueError(_refusal(ckpt_path, f"it lacks {', '.join(f'`{k}`' for k in absent)}"))
     return dict(saved)
+
+
+def _has_changed(path: Path) -> bool:
+    """Whether bytes are not what was written; `torch.save` keeps a checksum of every tensor."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return torch.serialization.get_crc32_options() and archive.testzip() is not None
+    except zipfile.BadZipFile:
+        return True
 
 
 def is_file(ckpt_path: str | Path | None) -> bool:

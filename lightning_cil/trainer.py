@@ -9,13 +9,15 @@ launch. What resets with a stage: optimizer, scheduler, early stopping, the epoc
 import os
 import signal
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import callbacks as stock
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -36,6 +38,7 @@ from lightning_cil.data.predict import FolderLoader, write_predictions
 from lightning_cil.driver import StreamDriver, replay_before_teacher
 from lightning_cil.launch import check_checkpoint, check_strategy, launching
 from lightning_cil.methods.base import IncrementalModule
+from lightning_cil.run_lock import locked
 from lightning_cil.run_logger import RunLogger
 from lightning_cil.stream_checkpoint import check_learned, is_file, is_readable, newest_checkpoint, peek
 
@@ -197,6 +200,7 @@ class IncrementalTrainer(Trainer):
             super()._fit_impl(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, *rest, **kwargs)
             return
         _check_module(model)
+        _check_limits(self)
         if self.is_global_zero:
             _check_root(Path(self.default_root_dir))
         if self._max_epochs_given is not None:
@@ -219,9 +223,12 @@ class IncrementalTrainer(Trainer):
 
         assert isinstance(model, IncrementalModule)
         driver = StreamDriver(self, model, datamodule, fit, test)
-        self._in_stream = True
-        driver.run(path, self.stop_after_task, self.evaluate_before_training)
-        self._in_stream = False
+        with self._own_folder(path):
+            self._in_stream = True
+            try:
+                driver.run(path, self.stop_after_task, self.evaluate_before_training)
+            finally:
+                self._in_stream = False
 
     def test(
         self,
@@ -287,7 +294,7 @@ class IncrementalTrainer(Trainer):
 
     def _last_checkpoint(self, go_on: str) -> str | None:
         """The newest `last.ckpt` below the root; the run goes on in its folder."""
-        newest = self.strategy.broadcast(newest_checkpoint(self.default_root_dir))
+        newest = self.strategy.broadcast(newest_checkpoint(self.default_root_dir, idle=True))
         if newest is None:
             rank_zero_warn(f"There is no checkpoint below {self.default_root_dir}: the run starts from its beginning.")
             return None
@@ -310,7 +317,7 @@ class IncrementalTrainer(Trainer):
                 f"`ckpt_path=last` finds {newest}, which is a run of {method}, and the method given is {go_on}. Give "
                 "each method its own `default_root_dir`, or name the checkpoint to branch from it into a new folder."
             )
-        self._go_on_in_its_folder(saved, newest.parent.parent.name)
+        self._go_on_in_its_folder(saved, newest.parent.parent)
         return str(newest)
 
     def _left_behind(self) -> str | None:
@@ -335,14 +342,36 @@ class IncrementalTrainer(Trainer):
         if path is None:
             return None
         rank_zero_info(f"Going on from {path}")
-        self._go_on_in_its_folder(peek(path))
+        saved = peek(path)
+        folder = saved.get(RUN_KEY, {}).get("folder")
+        if folder is not None:
+            self._go_on_in_its_folder(saved, Path(self.default_root_dir) / folder)
         return str(path)
 
-    def _go_on_in_its_folder(self, saved: dict[str, Any], folder: str | None = None) -> None:
-        run = saved.get(RUN_KEY, {})
-        version = (folder or f"version_{run.get('version', '')}").removeprefix("version_")
-        if isinstance(self.logger, RunLogger) and version.isdecimal():
-            self.logger.resume(int(version), int(run.get("rows", 0)))
+    def _go_on_in_its_folder(self, saved: dict[str, Any], folder: Path) -> None:
+        if isinstance(self.logger, RunLogger) and folder.is_dir():
+            self.logger.resume(folder, int(saved.get(RUN_KEY, {}).get("rows", 0)))
+
+    @contextmanager
+    def _own_folder(self, path: str | None) -> Iterator[None]:
+        """Make the run folder and keep other runs out of it; rank 0 does, the others learn what came of it."""
+        problem: Exception | None = None
+        with ExitStack() as stack:
+            if self.is_global_zero and not self.fast_dev_run:  # type: ignore[attr-defined]
+                try:
+                    if isinstance(self.logger, RunLogger):
+                        self.logger.choose_folder()
+                    folder = Path(self.logger.log_dir if isinstance(self.logger, RunLogger) else self.default_root_dir)
+                    if not self.loggers:
+                        _check_vacant(folder, path)
+                    if isinstance(self.logger, RunLogger) or not self.loggers:
+                        stack.enter_context(locked(folder))
+                except (ValueError, OSError) as error:
+                    problem = error
+            problem = self.strategy.broadcast(problem)
+            if problem is not None:
+                raise problem
+            yield
 
     def save_checkpoint(
         self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any = None
@@ -451,6 +480,37 @@ def _check_settings(given: dict[str, Any]) -> None:
         raise ValueError(
             f"`accelerator={accelerator}`: PyTorch {torch.__version__} finds no GPU on this machine; expected one. Use "
             "accelerator=cpu, or install a driver and a PyTorch with CUDA."
+        )
+
+
+def _check_limits(trainer: Trainer) -> None:
+    """Refuse limits that end a stage and not the run, or leave nothing to train on or to score.
+
+    Raises:
+        ValueError: For `max_time`, a `Timer`, and limits of 0.
+    """
+    if any(isinstance(c, stock.Timer) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            "`max_time` (or a `Timer`) would end the stage that it runs out in, and train the later ones hardly at all;"
+            " expected none. To end a run in time send it SIGTERM, which leaves a checkpoint and says how to go on: "
+            "`timeout 2h lightning-cil fit …`."
+        )
+    for name in ("limit_train_batches", "limit_test_batches"):
+        if getattr(trainer, name) == 0:
+            raise ValueError(f"`{name}=0` leaves nothing to {name.split('_')[1]} on; expected more, or leave it out.")
+
+
+def _check_vacant(folder: Path, path: str | None) -> None:
+    """Without a logger the run folder is the root itself, where another run may be.
+
+    Raises:
+        ValueError: When a run is there that this one does not go on from.
+    """
+    own = path is not None and folder.resolve() in Path(path).resolve().parents
+    if not own and ((folder / "results.json").exists() or (folder / "checkpoints" / "last.ckpt").exists()):
+        raise ValueError(
+            f"`logger=False` makes `default_root_dir={folder}` the run folder, and a run is there already. Give "
+            "another `default_root_dir`, or leave `logger` out, so that every run gets a folder of its own."
         )
 
 

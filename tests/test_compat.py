@@ -30,6 +30,7 @@ def owners(trainer: Trainer) -> dict[str, object]:
         "epoch_loop": trainer.fit_loop.epoch_loop,
         "checkpoint_connector": trainer._checkpoint_connector,
         "signal_connector": trainer._signal_connector,
+        "strategy": trainer.strategy,
         "model_parallel_strategy": ModelParallelStrategy(),
         "subprocess_launcher": _SubprocessScriptLauncher(LightningEnvironment(), 1, 1),
     }

@@ -1,10 +1,13 @@
 """`StreamCheckpoint`: `last.ckpt` while training and one checkpoint for each finished task, replaced atomically."""
 
+import io
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -54,7 +57,7 @@ class StreamCheckpoint(Checkpoint):
         """Clear away what a killed run left half-written."""
         folder = self.directory(trainer)
         if trainer.is_global_zero:
-            for draft in (*folder.glob("*.part"), *folder.parent.glob("*.part")):
+            for draft in (*folder.glob("*.part"), *folder.parent.glob("*.part"), *folder.glob("*.old")):
                 _remove(draft)
         self.saved_step = -1
 
@@ -114,18 +117,52 @@ class StreamCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        path = self.directory(trainer) / name
+        path = self.directory(trainer) / name  # a collective: not where one process alone has failed
         draft = path.with_name(name + ".part")
         try:
             trainer.save_checkpoint(draft, weights_only=False)
             if trainer.is_global_zero:
+                if not self.written:
+                    _check_readable(draft)
                 replace_durably(draft, path)
         except OSError as error:
             _remove(draft)
-            raise OSError(_not_written(path, error, self.directory(trainer) / "last.ckpt")) from error
+            raise OSError(_not_written(path, error, path.with_name("last.ckpt"))) from error
         self.written.add(name)
         self.saved_step = self._seen_step = trainer.global_step
         trainer.strategy.barrier("StreamCheckpoint")
+
+
+def _check_readable(path: Path) -> None:
+    """Find out with the first checkpoint, not when a run must go on from one, that it cannot be read.
+
+    Raises:
+        TypeError: When a callback's state can be restored by running code only.
+    """
+    if path.is_dir():
+        return
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        states: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False).get("callbacks", {})
+        names = [name for name, state in states.items() if not _is_plain(state)]
+        _remove(path)
+        where = f"the state of {' and '.join(names)} holds" if names else "something in it is"
+        raise TypeError(
+            f"The checkpoint could not be read again: {where} more than tensors, numbers, strings, and dicts and lists "
+            "of them, which only running code could restore. Convert it in `state_dict` (`float(x)`, `str(path)`)."
+        ) from error
+
+
+def _is_plain(state: Any) -> bool:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
 
 
 def _not_written(path: Path, error: OSError, last: Path) -> str:

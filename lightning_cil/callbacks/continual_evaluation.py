@@ -29,7 +29,7 @@ class ContinualEvaluation(StreamCallback):
     | hook | effect |
     |---|---|
     | `on_train_batch_end` | every `every_n_steps` steps: one row of counts |
-    | `on_task_scored` | `records/continual.json` on rank 0 |
+    | `on_task_end` | `records/continual.json` on rank 0 |
 
     Training is not disturbed: the network is in eval mode, no random number is drawn. State saved: the rows.
 
@@ -89,10 +89,11 @@ class ContinualEvaluation(StreamCallback):
                     counts[task, -1] += len(batch["target"])
         return trainer.strategy.reduce(counts, reduce_op="sum")
 
-    def on_task_scored(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
+    def on_task_end(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Write the rows so far."""
-        if trainer.is_global_zero and trainer.log_dir and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(trainer.log_dir) / FOLDER / FILE
+        log_dir = trainer.log_dir  # a collective: not on rank 0 alone
+        if trainer.is_global_zero and log_dir and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path = Path(log_dir) / FOLDER / FILE
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {"schema": SCHEMA, "every_n_steps": self.every_n_steps, "rows": self.rows}
             write_atomically(path, json.dumps(content) + "\n")

@@ -55,12 +55,13 @@ class LiveFigures(StreamCallback):
 
     def on_task_scored(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Draw and log."""
+        log_dir = trainer.log_dir  # a collective: not on rank 0 alone
         loggers = [logger for logger in trainer.loggers if takes_images(logger)]
         if not trainer.is_global_zero or not loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         import matplotlib
 
-        run = Run(Path(trainer.log_dir or ".") / FILE, collect_results(trainer, module))
+        run = Run(Path(log_dir or ".") / FILE, collect_results(trainer, module))
         style: Any = {**matplotlib.rcParamsDefault, **STYLE}
         with matplotlib.rc_context(style):
             for picture in pictures([Group(run.method, (run,))]):

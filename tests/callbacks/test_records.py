@@ -2,28 +2,51 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import Logger
 
 from lightning_cil import IncrementalTrainer
-from lightning_cil.callbacks import ContinualEvaluation, FeatureRecords, PredictionRecords
+from lightning_cil.callbacks import ContinualEvaluation, FeatureRecords, LiveFigures, PredictionRecords
 from lightning_cil.methods import FineTune
 from lightning_cil.metrics import per_class_accuracy
+from lightning_cil.run_logger import RunLogger
 from tests.callbacks.conftest import NormNet, TinyTasks
 from tests.streams import sgd, weights_hash
 
 SIZES = [2, 2, 2]
 
 
-def run(root: Path, callbacks: list, fit: bool = True, **options) -> tuple[IncrementalTrainer, FineTune]:
+class Images(Logger):
+    """Takes images; writes down the step of the last task's matrix."""
+
+    name = version = "images"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        pass
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_image(self, key: str, images: list[Any], step: int) -> None:
+        if key == "figures/matrix_01_class_il" and step >= 18:
+            with (self.root / "drawn").open("a") as file:
+                file.write(f"{step}\n")
+
+
+def run(root: Path, callbacks: list, data: dict | None = None, **options) -> tuple[IncrementalTrainer, FineTune]:
     seed_everything(0, verbose=False)
     module = FineTune(backbone=NormNet(), epochs=2, optimizer=sgd)
     defaults = {"accelerator": "cpu", "enable_progress_bar": False, "default_root_dir": root}
     trainer = IncrementalTrainer(callbacks=callbacks, **{**defaults, **options})
-    trainer.fit(module, TinyTasks())
+    trainer.fit(module, TinyTasks(**data or {}))
     return trainer, module
 
 
@@ -138,3 +161,21 @@ def test_numbers_below_one_are_refused(options):
 def test_no_image_is_refused():
     with pytest.raises(ValueError, match="num_images=0"):
         FeatureRecords(0)
+
+
+def test_two_processes_record_what_one_does(tmp_path):
+    def callbacks() -> list:
+        return [ContinualEvaluation(every_n_steps=1), FeatureRecords(7), LiveFigures()]
+
+    one, _ = run(tmp_path / "one", callbacks(), logger=[RunLogger(tmp_path / "one"), Images(tmp_path)])
+    loggers = [RunLogger(tmp_path / "two"), Images(tmp_path)]
+    run(tmp_path / "two", callbacks(), data={"batch_size": 4}, devices=2, strategy="ddp_fork", logger=loggers)
+    folders = [tmp_path / name / "version_0" / "records" for name in ("one", "two")]
+    assert sorted(p.name for p in folders[0].iterdir()) == sorted(p.name for p in folders[1].iterdir())
+    for name in ("task_0.npz", "task_2.npz", "features_task_1.npz"):
+        first, second = (np.load(folder / name) for folder in folders)
+        assert first["index"].tolist() == second["index"].tolist()
+        assert first["target"].tolist() == second["target"].tolist()
+    rows = [json.loads((folder / "continual.json").read_text())["rows"] for folder in folders]
+    assert [(r["step"], r["total"]) for r in rows[0]] == [(r["step"], r["total"]) for r in rows[1]]
+    assert (tmp_path / "drawn").read_text().split() == [str(one.global_step)] * 2

@@ -1,0 +1,148 @@
+"""Which folder a run writes to, and what keeps another run out of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning.pytorch.callbacks import Timer
+
+from lightning_cil.callbacks import ReplayBuffer, StreamCallback, StreamCheckpoint
+from lightning_cil.launch import ProcessDiedError
+from lightning_cil.methods import ER, FineTune
+from lightning_cil.run_lock import locked
+from lightning_cil.run_logger import RunLogger
+from lightning_cil.stream_checkpoint import newest_checkpoint, peek
+from tests.callbacks.conftest import TinyTasks
+from tests.streams import fit, make
+
+
+def run(root: Path, *callbacks: Any, method: Any = FineTune, **options: Any) -> Any:
+    return fit(root, make(method), TinyTasks(), list(callbacks), evaluate_before_training=False, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["er/version_0", "best", "deep/er/best"])
+def test_last_goes_on_in_the_folder_of_its_checkpoint(tmp_path: Path, name: str) -> None:
+    run(tmp_path)
+    run(tmp_path / "other", stop_after_task=0)
+    folder = tmp_path / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "other" / "version_0").rename(folder)
+    finished = contents(tmp_path / "version_0")
+    run(tmp_path, ckpt_path="last")
+    assert json.loads((folder / "results.json").read_text())["status"] == "complete"
+    assert contents(tmp_path / "version_0") == finished
+    assert not (tmp_path / "version_1").exists()
+
+
+def test_the_root_may_be_the_run_folder_itself(tmp_path: Path) -> None:
+    run(tmp_path, stop_after_task=0)
+    trainer = run(tmp_path / "version_0", ckpt_path="last")
+    assert Path(trainer.log_dir) == tmp_path / "version_0"
+    assert json.loads((tmp_path / "version_0" / "results.json").read_text())["status"] == "complete"
+
+
+def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path) -> None:
+    loggers = [RunLogger(tmp_path) for _ in range(3)]
+    assert [logger.version for logger in loggers] == [0, 0, 0]  # each has looked before another made its folder
+    for logger in loggers:
+        logger.choose_folder()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["version_0", "version_1", "version_2"]
+    assert len({logger.log_dir for logger in loggers}) == 3
+
+
+def test_last_leaves_out_runs_that_go_on_elsewhere(tmp_path: Path) -> None:
+    run(tmp_path, stop_after_task=0)
+    run(tmp_path, stop_after_task=0)
+    with locked(tmp_path / "version_1"):
+        trainer = run(tmp_path, ckpt_path="last")
+        assert Path(trainer.log_dir).name == "version_0"
+    with locked(tmp_path / "version_0"), locked(tmp_path / "version_1"):
+        with pytest.raises(ValueError, match="goes on in another process"):
+            run(tmp_path, ckpt_path="last")
+        assert newest_checkpoint(tmp_path) is not None  # to look at it is no harm
+
+
+def test_without_a_logger_a_second_run_does_not_overwrite_the_first(tmp_path: Path) -> None:
+    run(tmp_path, logger=False, stop_after_task=0)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"`logger=False` makes .* the run folder, and a run is there"):
+        run(tmp_path, logger=False)
+    assert contents(tmp_path) == before
+    run(tmp_path, logger=False, ckpt_path="last")
+    assert json.loads((tmp_path / "results.json").read_text())["status"] == "complete"
+
+
+def test_a_folder_checkpoint_that_was_being_replaced_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "version_0" / "checkpoints" / "last.ckpt.old"
+    folder.mkdir(parents=True)
+    assert newest_checkpoint(tmp_path) == folder.with_suffix("")
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    run(tmp_path, stop_after_task=0)
+    path = tmp_path / "version_0" / "checkpoints" / "task_0.ckpt"
+    content = bytearray(path.read_bytes())
+    at = bytes(content).index(b"archive/data/0") + 200
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="does not fit its own checksums"):
+        peek(path)
+
+
+class WithState(StreamCallback):
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.value}
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), Path("x")])
+def test_state_that_no_run_could_go_on_from_is_named_at_once(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(TypeError, match=r"the state of WithState holds .* Convert it in `state_dict`"):
+        run(tmp_path, WithState(value))
+    assert not list(tmp_path.rglob("*.ckpt*"))
+    run(tmp_path, WithState(0.5))
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "options", "message"),
+    [
+        ((), {"max_time": "00:00:00:01"}, "`max_time`"),
+        ((Timer("00:00:00:01"),), {}, "`max_time`"),
+        ((), {"limit_train_batches": 0}, "`limit_train_batches=0` leaves nothing to train on"),
+        ((), {"limit_test_batches": 0}, "`limit_test_batches=0` leaves nothing to test on"),
+        ((ReplayBuffer(10), ReplayBuffer(20)), {"method": ER}, "got 2 callbacks `ReplayBuffer`"),
+    ],
+)
+def test_what_would_give_wrong_results_is_refused(
+    tmp_path: Path, callbacks: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, *callbacks, **options)
+
+
+class FullDisk(StreamCheckpoint):
+    """The disk of rank 0 is full."""
+
+    def after_epoch(self, trainer: Any) -> None:
+        save = trainer.save_checkpoint
+
+        def fail(*args: Any, **kwargs: Any) -> None:
+            if trainer.is_global_zero:
+                raise OSError(28, "No space left on device")
+            save(*args, **kwargs)
+
+        trainer.save_checkpoint = fail
+        super().after_epoch(trainer)
+
+
+def test_a_full_disk_ends_all_processes(tmp_path: Path) -> None:
+    with pytest.raises(ProcessDiedError, match="could not be written: No space left on device"):
+        run(tmp_path, FullDisk(), devices=2, strategy="ddp_fork")
