@@ -143,6 +143,8 @@ class IncrementalTrainer(Trainer):
             if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning says 1
                 raise SystemExit(128 + signal.SIGINT) from None
             raise
+        finally:
+            self._in_stream = False  # after `on_exception`, which may save a checkpoint
 
     def predict(
         self,
@@ -225,10 +227,7 @@ class IncrementalTrainer(Trainer):
         driver = StreamDriver(self, model, datamodule, fit, test)
         with self._own_folder(path):
             self._in_stream = True
-            try:
-                driver.run(path, self.stop_after_task, self.evaluate_before_training)
-            finally:
-                self._in_stream = False
+            driver.run(path, self.stop_after_task, self.evaluate_before_training)
 
     def test(
         self,
