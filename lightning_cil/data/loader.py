@@ -141,19 +141,28 @@ class StreamLoader:
             epoch, start = epoch + 1, 0
         batches = self.batches(epoch, start)
         source = self._load_in_workers(batches, epoch) if self.num_workers else (self._load(b, epoch) for b in batches)
-        for position, (indices, image) in enumerate(zip(batches, source, strict=True), start + 1):
+        labels = self._labels(batches, epoch)
+        for position, (label, image) in enumerate(zip(labels, source, strict=True), start + 1):
             # a checkpoint written while the consumer works on this batch says that it was yielded
             self.epoch, self.position = (epoch, position) if position < last else (epoch + 1, 0)
-            yield self._batch(indices, image, epoch)
+            yield self._batch(label, image)
 
-    def _batch(self, indices: Tensor, image: Tensor, epoch: int) -> dict[str, Tensor]:
-        if len(indices) == 0:  # a rank without a share of the last batch
-            image = self.split.stored(self.indices[:1])[:0]
-        target = self.targets[indices]
-        batch = {"image": image, "target": target, "index": indices, "task": self.task_of[target]}
-        key = self.keys(indices, epoch)
+    def _labels(self, batches: list[Tensor], epoch: int) -> list[dict[str, Tensor]]:
+        """Everything of every batch but the images, computed for the whole epoch at once."""
+        index = torch.cat(batches)
+        target = self.targets[index]
+        columns = {"target": target, "index": index, "task": self.task_of[target]}
+        key = self.keys(index, epoch)
         if key is not None:
-            batch["key"] = key
+            columns["key"] = key
+        sizes = [len(batch) for batch in batches]
+        parts = zip(*(torch.split(column, sizes) for column in columns.values()), strict=True)
+        return [dict(zip(columns, part, strict=True)) for part in parts]
+
+    def _batch(self, labels: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
+        if len(labels["index"]) == 0:  # a rank without a share of the last batch
+            image = self.split.stored(self.indices[:1])[:0]
+        batch = {"image": image, **labels}
         return {name: value.pin_memory() for name, value in batch.items()} if self.pin_memory else batch
 
     def _load(self, indices: Tensor, epoch: int) -> Tensor:
