@@ -174,7 +174,7 @@ def _joint_of(group: list[Run], chosen: list[Run], groups: list[list[Run]]) -> t
     if not group[0].complete:
         return [], "the run is unfinished"
     joints = [run for g in groups for run in g if run.method == JOINT and run.complete]
-    candidates = chosen or [j for j in joints if any(run.folder in j.path.parents for run in group)]
+    candidates = chosen or _own_joint(group, joints)
     if not candidates:
         found = [g for g in groups if g[0].method == JOINT and g[0].complete and g[0].protocol == group[0].protocol]
         if len(found) > 1:
@@ -187,6 +187,20 @@ def _joint_of(group: list[Run], chosen: list[Run], groups: list[list[Run]]) -> t
     if not all(run.split in splits for run in group):
         return [], "no Joint run has the same data, tasks, class order and held-out share"
     return same, ""
+
+
+def _own_joint(group: list[Run], joints: list[Run]) -> list[Run]:
+    """Joint runs among the references of a group's runs: of the kind that most of the runs have, `joint` first."""
+    kinds: dict[str, dict[str, list[Run]]] = {}
+    for run in group:
+        for joint in joints:
+            if run.folder in joint.path.parents:
+                kind = joint.folder.parent.name
+                kinds.setdefault(kind, {}).setdefault(run.folder.as_posix(), []).append(joint)
+    if not kinds:
+        return []
+    best = min(kinds, key=lambda kind: (-len(kinds[kind]), kind))
+    return [joint for found in kinds[best].values() for joint in found]
 
 
 def _labels(groups: list[list[Run]]) -> list[str]:

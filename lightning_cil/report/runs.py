@@ -202,7 +202,7 @@ def without_results(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     folders = {p.parent for p in path.rglob("config.yaml")} | {p.parent for p in path.rglob("checkpoints")}
-    return sorted(folder for folder in folders if not (folder / FILE).is_file())
+    return sorted(folder for folder in folders if not any(folder.rglob(FILE)))
 
 
 def read_run(path: Path) -> Run:
@@ -224,9 +224,11 @@ def read_run(path: Path) -> Run:
             "run, or move the file out of the folder that you gave."
         )
     if results["schema"] != SCHEMA:
+        versions = results.get("versions")
+        version = versions.get("lightning-cil") if isinstance(versions, dict) else None
         raise ValueError(
             f"{path} has `schema` {results['schema']!r}, this lightning-cil reads {SCHEMA}. Use the version that wrote "
-            f"it ({results.get('versions', {}).get('lightning-cil', 'not recorded')}), or a newer one."
+            f"it ({version or 'not recorded'}), or a newer one."
         )
     problem = _problem(results)
     if problem:
@@ -259,6 +261,8 @@ def _problem(results: dict[str, Any]) -> str:
     sizes = results["task_sizes"]
     if not sizes or not all(type(s) is int and s > 0 for s in sizes):
         return f"`task_sizes` is {short(sizes)}, expected the number of classes of each task"
+    if len(results["class_order"]) != sum(sizes):
+        return f"`class_order` has {len(results['class_order'])} classes, `task_sizes` {sum(sizes)}"
     done = results.get("tasks_done", len(sizes))
     if type(done) is not int or not 1 <= done <= len(sizes):
         return f"`tasks_done` is {short(done)}, expected an integer from 1 to {len(sizes)}"

@@ -127,3 +127,19 @@ def test_each_run_is_measured_against_its_own_joint_run(tmp_path: Path) -> None:
     groups = {g.label: g for g in load_runs([tmp_path / "a", tmp_path / "b"]).groups}
     assert groups["ER"].scores("class_il")["I"].mean == pytest.approx(0.875 - 1.0)
     assert groups["LwF"].scores("class_il")["I"].mean == pytest.approx(0.75 - 1.0)
+
+
+def test_of_two_kinds_of_own_joint_runs_that_trained_once_is_the_bound(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    for kind, mode, bound in (("joint", "once", 0.875), ("joint_cumulative", "cumulative", 0.5)):
+        matrix = [[None, None], [0.5, bound]]
+        folder = run / "references" / kind / "version_0"
+        write_run(folder, method="Joint", matrix__class_il=matrix, config__method__joint_mode=mode)
+    assert load_runs(run).groups[0].scores("class_il")["I"].mean == pytest.approx(0.875 - 1.0)
+
+
+def test_a_config_above_finished_runs_is_no_unstarted_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    write_run(run / "references" / "joint" / "version_0", method="Joint")
+    (run / "references" / "joint" / "config.yaml").write_text("{}")
+    assert load_runs(run).notes == []
