@@ -8,8 +8,8 @@ From the run's own `config.yaml` two further runs can be made, with its data, se
 | `RUN/references/joint_cumulative` | `Joint`, anew for every task | a bound after each task (`--cumulative`, instead) |
 | `RUN/references/independent` | `Independent` | what each task is worth alone (`--independent`, also) |
 
-`lightning-cil report` looks there. A reference that is complete is left alone, and refused where options now say another
-thing than its config; one that was interrupted goes on.
+`lightning-cil report` looks there. A reference that is complete is left alone; options that say another thing than its
+config are refused. One that was interrupted goes on.
 """
 
 import argparse
@@ -87,6 +87,10 @@ def run_references(arguments: Sequence[str], fit: Callable[[list[str]], int]) ->
             _refuse_other_settings(done, root, rest)
             print(f"{reference}: complete already, {done}")
             continue
+        found = _look_up(config, name)
+        if isinstance(found, dict) and "class_path" in found and isinstance(value, str):
+            value, found = (text.rpartition(".")[2] for text in (value, str(found["class_path"])))
+        if value != found:
         options = {"joint_mode": "cumulative"} if reference == "joint_cumulative" else {}
         made = reference_config(config, reference, root, options)
         if "epochs" not in made["model"]["init_args"] and not any(a.startswith("--model.epochs") for a in rest):
@@ -116,8 +120,8 @@ def finished_reference(run: Path, reference: str) -> Path | None:
             status = json.loads(path.read_text(encoding="utf-8"))["status"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} is no complete JSON of a run ({type(error).__name__}: {error}). It may be half-copied: copy it "
-                f"again, or delete {path.parent} to train {reference} anew."
+                f"{path} is no complete JSON of a run ({type(error).__name__}: {error}). It may be half-copied: copy "
+                f"it again, or delete {path.parent} to train {reference} anew."
             ) from error
         if status == "complete":
             return path.parent
@@ -130,12 +134,6 @@ def _refuse_other_settings(done: Path, root: Path, options: Sequence[str]) -> No
     for name, value in _pairs(options):
         if name in NO_SETTINGS:
             continue
-        found = _look_up(config, name)
-        same = value == found or (
-            isinstance(found, dict)
-            and str(found.get("class_path", "")).rpartition(".")[2] == str(value).rpartition(".")[2]
-        )
-        if not same:
             has = "its config does not have it by itself" if found is _ABSENT else f"it was trained with {found!r}"
             raise ValueError(
                 f"{done} is complete already, but `--{name}` is {value!r} now and {has}. To train it anew delete the "
@@ -152,10 +150,17 @@ def _pairs(options: Sequence[str]) -> list[tuple[str, Any]]:
     for option in options:
         if option.startswith("--"):
             name, equals, value = option.removeprefix("--").partition("=")
-            found.append((name, yaml.safe_load(value) if equals else True))
+            found.append((name, _value(value) if equals else True))
         elif found:
-            found[-1] = (found[-1][0], yaml.safe_load(option))
+            found[-1] = (found[-1][0], _value(option))
     return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _look_up(config: Any, name: str) -> Any:

@@ -202,7 +202,11 @@ def without_results(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     folders = {p.parent for p in path.rglob("config.yaml")} | {p.parent for p in path.rglob("checkpoints")}
-    return sorted(folder for folder in folders if not any(folder.rglob(FILE)))
+
+    def has_runs(folder: Path) -> bool:
+        return any(REFERENCES not in p.relative_to(folder).parts for p in folder.rglob(FILE))
+
+    return sorted(folder for folder in folders if not has_runs(folder))
 
 
 def read_run(path: Path) -> Run:
