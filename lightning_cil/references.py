@@ -87,10 +87,6 @@ def run_references(arguments: Sequence[str], fit: Callable[[list[str]], int]) ->
             _refuse_other_settings(done, root, rest)
             print(f"{reference}: complete already, {done}")
             continue
-        found = _look_up(config, name)
-        if isinstance(found, dict) and "class_path" in found and isinstance(value, str):
-            value, found = (text.rpartition(".")[2] for text in (value, str(found["class_path"])))
-        if value != found:
         options = {"joint_mode": "cumulative"} if reference == "joint_cumulative" else {}
         made = reference_config(config, reference, root, options)
         if "epochs" not in made["model"]["init_args"] and not any(a.startswith("--model.epochs") for a in rest):
@@ -134,6 +130,10 @@ def _refuse_other_settings(done: Path, root: Path, options: Sequence[str]) -> No
     for name, value in _pairs(options):
         if name in NO_SETTINGS:
             continue
+        found = _look_up(config, name)
+        if isinstance(found, dict) and "class_path" in found and isinstance(value, str):
+            value, found = (text.rpartition(".")[2] for text in (value, str(found["class_path"])))
+        if value != found:
             has = "its config does not have it by itself" if found is _ABSENT else f"it was trained with {found!r}"
             raise ValueError(
                 f"{done} is complete already, but `--{name}` is {value!r} now and {has}. To train it anew delete the "
