@@ -134,7 +134,7 @@ def _refuse_other_settings(done: Path, root: Path, options: Sequence[str]) -> No
         if isinstance(found, dict) and "class_path" in found and isinstance(value, str):
             value, found = (text.rpartition(".")[2] for text in (value, str(found["class_path"])))
         if value != found:
-            has = "its config does not have it by itself" if found is _ABSENT else f"it was trained with {found!r}"
+            has = "its config has no such key" if found is _ABSENT else f"it was trained with {found!r}"
             raise ValueError(
                 f"{done} is complete already, but `--{name}` is {value!r} now and {has}. To train it anew delete the "
                 f"folder {root}; to keep it leave the option out."
@@ -158,8 +158,9 @@ def _pairs(options: Sequence[str]) -> list[tuple[str, Any]]:
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.safe_load(text)
+        return float(value) if isinstance(value, str) else value  # YAML takes 1e-3 for text
+    except (yaml.YAMLError, ValueError):
         return text
 
 

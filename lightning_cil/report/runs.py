@@ -21,6 +21,35 @@ REFERENCES = "references"
 """Folder of a run in which `lightning-cil references` trains what the run is measured against."""
 NO_GROUPING = ("data.class_order", "data.val_fraction", "data.split_seed", "data.root", "data.num_workers")
 """Settings that tell no groups apart: those that are compared on their own, and where and how data are read."""
+WATCHERS = frozenset(
+    {
+        "BasePredictionWriter",
+        "ContinualEvaluation",
+        "DeviceStatsMonitor",
+        "FeatureRecords",
+        "FiniteLoss",
+        "Interruption",
+        "LearningRateMonitor",
+        "LiveFigures",
+        "ModelCheckpoint",
+        "ModelSummary",
+        "OnExceptionCheckpoint",
+        "PredictionRecords",
+        "ProgressBar",
+        "RandomState",
+        "ResultsWriter",
+        "RichModelSummary",
+        "RichProgressBar",
+        "StreamCheckpoint",
+        "StreamProgressBar",
+        "StreamState",
+        "StreamSummary",
+        "TQDMProgressBar",
+        "ThroughputMonitor",
+    }
+)
+"""Callbacks that change nothing in what is learned, so that they tell no groups apart."""
+INDEPENDENT = "Independent"
 
 Flat = dict[str, Any]
 
@@ -129,6 +158,8 @@ class Run:
         if self.results.get("world_size", 1) != 1:
             flat["world_size"] = self.results["world_size"]
         flat.update(_flatten(self.results.get("config", {})))
+        if flat.get("callbacks") == {}:
+            del flat["callbacks"]
         return flat
 
     @property
@@ -149,7 +180,7 @@ class Run:
     @property
     def group_key(self) -> str:
         """Equal for runs that differ in their seed (and order of classes, and split) only."""
-        kept = {k: v for k, v in self.settings.items() if k not in NO_GROUPING}
+        kept = {k: v for k, v in self.settings.items() if tells_apart(k)}
         return json.dumps([self.method, self.data, None if self.complete else self.tasks_done, kept], sort_keys=True)
 
     @property
@@ -172,6 +203,23 @@ class Run:
         found = {name: sum(int(full.get(k, 0)) for k in keys) for name, keys in parts.items()}
         found["other"] = int(full["total"]) - sum(found.values())
         return {**found, "total": int(full["total"]), "paper": int(self.results["footprint"]["paper"])}
+
+
+def tells_apart(setting: str) -> bool:
+    """Whether runs that differ in a setting are different rows.
+
+    Example:
+        >>> tells_apart("method.epochs"), tells_apart("data.root"), tells_apart("callbacks.FeatureRecords 2.samples")
+        (True, False, False)
+    """
+    section, _, rest = setting.partition(".")
+    watcher = section == "callbacks" and rest.partition(".")[0].partition(" ")[0] in WATCHERS
+    return setting not in NO_GROUPING and not watcher
+
+
+def same_split(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two splits are the same as far as both are recorded."""
+    return all(one[name] is None or other[name] is None or one[name] == other[name] for name in one)
 
 
 # ---------------------------------------------------------------------- reading
