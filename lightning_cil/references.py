@@ -5,9 +5,11 @@ From the run's own `config.yaml` two further runs can be made, with its data, se
 | folder | method | gives |
 |---|---|---|
 | `RUN/references/joint` | `Joint` | the bound: intransigence, the line above the curves |
-| `RUN/references/independent` | `Independent` | what each task is worth alone (on request) |
+| `RUN/references/joint_cumulative` | `Joint`, anew for every task | a bound after each task (`--cumulative`, instead) |
+| `RUN/references/independent` | `Independent` | what each task is worth alone (`--independent`, also) |
 
-`lightning-cil report` looks there. A reference that is complete is left alone; one that was interrupted goes on.
+`lightning-cil report` looks there. A reference that is complete is left alone; options that say another thing than its
+config are refused. One that was interrupted goes on.
 """
 
 import argparse
@@ -25,7 +27,11 @@ from lightning_cil.methods import Independent, Joint
 from lightning_cil.stream_checkpoint import newest_checkpoint
 
 FOLDER = "references"
-METHODS: dict[str, type] = {"joint": Joint, "independent": Independent}
+METHODS: dict[str, type] = {"joint": Joint, "joint_cumulative": Joint, "independent": Independent}
+CONFIG = "reference.yaml"
+"""What a reference is trained from. Not `config.yaml`, which marks a run folder."""
+NO_SETTINGS = ("stop_after_task", "trainer.stop_after_task", "ckpt_path", "trainer.enable_progress_bar", "debug")
+"""Options that change nothing in a finished run."""
 
 
 def reference_config(config: dict[str, Any], reference: str, root: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +39,7 @@ def reference_config(config: dict[str, Any], reference: str, root: Path, options
 
     Args:
         config: The run's `config.yaml`.
-        reference: `joint` or `independent`.
+        reference: One of `METHODS`.
         root: Where the reference's run folders are made.
         options: Further arguments of the method.
 
@@ -67,18 +73,21 @@ def run_references(arguments: Sequence[str], fit: Callable[[list[str]], int]) ->
 
     Raises:
         FileNotFoundError: When the folder is no run that was made from a config.
-        ValueError: When its config cannot be read, or does not say how long to train.
+        ValueError: When its config cannot be read or does not say how long to train, or a complete reference was
+            trained with other settings than the options now say.
     """
     given, rest = _parser().parse_known_args(arguments)
     run = Path(given.run)
     config = _read(run / "config.yaml")
-    for reference in ["joint", *(["independent"] if given.independent else [])]:
+    joint = "joint_cumulative" if given.cumulative else "joint"
+    for reference in [joint, *(["independent"] if given.independent else [])]:
         root = run / FOLDER / reference
         done = finished_reference(run, reference)
         if done is not None:
+            _refuse_other_settings(done, root, rest)
             print(f"{reference}: complete already, {done}")
             continue
-        options = {"joint_mode": "cumulative"} if reference == "joint" and given.cumulative else {}
+        options = {"joint_mode": "cumulative"} if reference == "joint_cumulative" else {}
         made = reference_config(config, reference, root, options)
         if "epochs" not in made["model"]["init_args"] and not any(a.startswith("--model.epochs") for a in rest):
             raise ValueError(
@@ -86,7 +95,7 @@ def run_references(arguments: Sequence[str], fit: Callable[[list[str]], int]) ->
                 f"long {reference} is to be trained. Say it: --model.epochs N"
             )
         root.mkdir(parents=True, exist_ok=True)
-        path = root / "config.yaml"
+        path = root / CONFIG
         path.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
         go_on = ["--ckpt_path", "last"] if newest_checkpoint(root) is not None else []
         status = fit(["--config", str(path), *go_on, *rest])
@@ -97,11 +106,73 @@ def run_references(arguments: Sequence[str], fit: Callable[[list[str]], int]) ->
 
 
 def finished_reference(run: Path, reference: str) -> Path | None:
-    """The complete run of a reference, the newest if there are several; `None` if there is none."""
+    """The complete run of a reference, the newest if there are several; `None` if there is none.
+
+    Raises:
+        ValueError: When a `results.json` there is no complete JSON.
+    """
     for path in sorted((run / FOLDER / reference).glob("*/results.json"), key=lambda p: -p.stat().st_mtime):
-        if json.loads(path.read_text(encoding="utf-8")).get("status") == "complete":
+        try:
+            status = json.loads(path.read_text(encoding="utf-8"))["status"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no complete JSON of a run ({type(error).__name__}: {error}). It may be half-copied: copy "
+                f"it again, or delete {path.parent} to train {reference} anew."
+            ) from error
+        if status == "complete":
             return path.parent
     return None
+
+
+def _refuse_other_settings(done: Path, root: Path, options: Sequence[str]) -> None:
+    """Raise where options say another thing than the config of the finished reference."""
+    config = _read(done / "config.yaml")
+    for name, value in _pairs(options):
+        if name in NO_SETTINGS:
+            continue
+        found = _look_up(config, name)
+        if isinstance(found, dict) and "class_path" in found and isinstance(value, str):
+            value, found = (text.rpartition(".")[2] for text in (value, str(found["class_path"])))
+        if value != found:
+            has = "its config has no such key" if found is _ABSENT else f"it was trained with {found!r}"
+            raise ValueError(
+                f"{done} is complete already, but `--{name}` is {value!r} now and {has}. To train it anew delete the "
+                f"folder {root}; to keep it leave the option out."
+            )
+
+
+_ABSENT = object()
+
+
+def _pairs(options: Sequence[str]) -> list[tuple[str, Any]]:
+    """Name and value of each option: `--a.b 3` and `--a.b=3` → ("a.b", 3); without a value: True."""
+    found: list[tuple[str, Any]] = []
+    for option in options:
+        if option.startswith("--"):
+            name, equals, value = option.removeprefix("--").partition("=")
+            found.append((name, _value(value) if equals else True))
+        elif found:
+            found[-1] = (found[-1][0], _value(option))
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+        return float(value) if isinstance(value, str) else value  # YAML takes 1e-3 for text
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _look_up(config: Any, name: str) -> Any:
+    """The value that an option sets in a config; arguments of a class are below its `init_args`."""
+    for part in name.split("."):
+        if isinstance(config, dict) and part not in config and part not in ("class_path", "init_args"):
+            config = config.get("init_args")
+        if not isinstance(config, dict) or part not in config:
+            return _ABSENT
+        config = config[part]
+    return config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cumulative",
         action="store_true",
-        help="train Joint anew for every task: a bound after each, not one at the end",
+        help="train Joint anew for every task, into joint_cumulative: a bound after each, not one at the end",
     )
     return parser
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_cil.references import finished_reference, reference_config
+from lightning_cil.references import finished_reference, reference_config, run_references
+from lightning_cil.report.runs import without_results
 
 QUICK = ("--model.epochs", "1", "--data.num_tasks", "2", "--trainer.enable_progress_bar", "false")
 
@@ -37,20 +38,27 @@ def test_both_references_are_trained_from_the_runs_own_config(run_cli, finished_
     assert joint["matrix"]["class_il"][0] == [None, None]
     assert joint["scores"]["class_il"]["ACC"] > run["scores"]["class_il"]["ACC"] - 0.2
     assert [p.name for p in sorted(finished_run.parent.iterdir())] == ["version_0"]  # beside the run nothing new
+    assert without_results(finished_run.parent) == []
 
 
 def test_complete_references_are_left_alone_and_cut_ones_go_on(run_cli, finished_run: Path):
     assert run_cli("references", finished_run, "--cumulative", "--stop_after_task", "0").code == 0
-    folder = finished_run / "references" / "joint" / "version_0"
+    folder = finished_run / "references" / "joint_cumulative" / "version_0"
     assert json.loads((folder / "results.json").read_text())["status"] == "partial"
-    assert finished_reference(finished_run, "joint") is None
+    assert finished_reference(finished_run, "joint_cumulative") is None
     assert run_cli("references", finished_run, "--cumulative").code == 0
     assert json.loads((folder / "results.json").read_text())["status"] == "complete"
     written = (folder / "results.json").stat().st_mtime_ns
-    again = run_cli("references", finished_run)
-    assert again.code == 0
-    assert "joint: complete already" in again.stdout
+    again = run_cli("references", finished_run, "--cumulative", "--model.epochs=1")
+    assert again.code == 0, again.stderr
+    assert "joint_cumulative: complete already" in again.stdout
+    other = run_cli("references", finished_run, "--cumulative", "--model.epochs", "3")
+    assert other.code != 0
+    assert "`--model.epochs` is 3 now and it was trained with 1" in other.stderr
+    assert f"delete the folder {folder.parent}" in other.stderr
     assert (folder / "results.json").stat().st_mtime_ns == written
+    assert run_cli("references", finished_run).code == 0  # the other mode has a folder of its own
+    assert finished_reference(finished_run, "joint") == finished_run / "references" / "joint" / "version_0"
 
 
 def test_options_of_fit_are_passed_on(run_cli, finished_run: Path):
@@ -90,6 +98,47 @@ def test_what_is_kept_of_a_config(tmp_path: Path):
     }  # fmt: skip
     assert (made["seed_everything"], made["data"]) == (5, CONFIG["data"])
     assert len(CONFIG["trainer"]["callbacks"]) == 3  # the run's own stays as it is
+
+
+def complete(folder: Path, config: dict) -> Path:
+    """A run with a finished Joint run below, as far as `references` reads them."""
+    version = folder / "references" / "joint" / "version_0"
+    version.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (version / "config.yaml").write_text(yaml.safe_dump(config))
+    (version / "results.json").write_text('{"status": "complete"}')
+    return version
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        (["--model.epochs", "7"], True),
+        (["--model.epochs=8"], False),
+        (["--model.head", "cosine", "--trainer.devices", "2"], True),
+        (["--trainer.devices", "1"], False),
+        (["--seed_everything", "5", "--stop_after_task", "0"], True),
+        (["--data", "SplitDigits"], True),
+        (["--data", "SplitMNIST"], False),
+        (["--model.warmup", "3"], False),
+        (["--config", "other.yaml"], False),
+    ],
+)
+def test_a_complete_reference_is_compared_with_the_options(tmp_path: Path, options: list[str], same: bool):
+    complete(tmp_path, CONFIG)
+    arguments = [str(tmp_path), *options]
+    if same:
+        assert run_references(arguments, fit=lambda rest: pytest.fail(str(rest))) == 0
+    else:
+        with pytest.raises(ValueError, match=r"To train it anew delete the folder .*references/joint;"):
+            run_references(arguments, fit=lambda rest: pytest.fail(str(rest)))
+
+
+def test_a_half_written_reference_is_named(tmp_path: Path):
+    version = complete(tmp_path, CONFIG)
+    (version / "results.json").write_text('{"status": "comp')
+    with pytest.raises(ValueError, match=r"joint/version_0/results\.json is no complete JSON"):
+        run_references([str(tmp_path)], fit=lambda rest: pytest.fail(str(rest)))
 
 
 def test_bad_input(run_cli, tmp_path: Path):

@@ -1,7 +1,6 @@
 """Tables, figures and one HTML page from any number of runs.
 
-Figures need matplotlib: `pip install lightning-cil[report]`. Loads neither Lightning nor torchvision: a report takes
-seconds, also where nothing is trained.
+Figures need matplotlib: `pip install lightning-cil[report]`. Loads neither Lightning nor torchvision.
 """
 
 from lightning_cil.report.collection import Runs, load_runs

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_cil.metrics.confusion import confusion_matrix, per_class_accuracy
 from lightning_cil.metrics.plots import figure_of, require_matplotlib
 from lightning_cil.report import figures
 from lightning_cil.report.files import STYLE, save
 from lightning_cil.report.groups import Group, group_runs, notes_of
 from lightning_cil.report.page import Drawn, make_page
 from lightning_cil.report.published import Published, read_published, unmatched
+from lightning_cil.report.records import curve_of, features_of, group_predictions
 from lightning_cil.report.runs import JOINT, Run, read_all, without_results
 from lightning_cil.report.tables import Table, make_record_table, make_table, protocol_name, tables_csv
 from lightning_cil.types import SCENARIOS, Scenario
@@ -17,6 +19,10 @@ from lightning_cil.types import SCENARIOS, Scenario
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+MANIFEST = "written.txt"
+"""Names the figures of a report, beside them."""
 
 Paths = str | Path | Iterable[str | Path]
 
@@ -129,12 +135,10 @@ class Runs:
 
         Raises:
             KeyError: If no row has the label.
+            IndexError: If no row has the number.
             ModuleNotFoundError: Without matplotlib.
         """
-        labels = [group.label for group in self.groups]
-        if isinstance(row, str) and row not in labels:
-            raise KeyError(f"`row={row!r}`: no such row; the rows are {', '.join(labels)}.")
-        group = self.groups[labels.index(row) if isinstance(row, str) else row]
+        group = self._row(row)
         return _in_axes(ax, lambda axes: figures.draw_matrix(group, scenario, axes))
 
     def plot_curves(self, scenario: Scenario = "class_il", ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
@@ -159,6 +163,64 @@ class Runs:
         """Seconds of training and of evaluation."""
         return _in_axes(ax, lambda axes: figures.draw_seconds(self.groups, axes))
 
+    def plot_classes(self, row: str | int = 0, ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Accuracy on every class after the last task (Class-IL), from a row's recorded predictions.
+
+        Raises:
+            KeyError: If no row has the label.
+            IndexError: If no row has the number.
+            ValueError: If a run of the row has no recorded predictions.
+        """
+        target, predicted, sizes, names = self._predictions(row)
+        accuracy = per_class_accuracy(target, predicted, sum(sizes))
+        return _in_axes(ax, lambda axes: figures.draw_class_accuracy(accuracy, sizes, axes, names))
+
+    def plot_confusion(self, row: str | int = 0, ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Which classes are taken for which after the last task (Class-IL); raises as `plot_classes`."""
+        target, predicted, sizes, names = self._predictions(row)
+        counts = confusion_matrix(target, predicted, sum(sizes))
+        return _in_axes(ax, lambda axes: figures.draw_confusion(counts, sizes, axes, names))
+
+    def plot_features(self, row: str | int = 0, ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """t-SNE of the recorded features after the last task, of a row's first run; raises as `plot_classes`."""
+        recorded = features_of(self._row(row).first)
+        if recorded is None:
+            raise ValueError(f"`row={row!r}` has no recorded features; train it with the callback FeatureRecords.")
+        return _in_axes(ax, lambda axes: figures.draw_features(*recorded, axes))
+
+    def plot_continual(self, scenario: Scenario = "class_il", ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
+        """Accuracy on the first task while later tasks are learned, a line for each row with such records.
+
+        Raises:
+            ValueError: If no row has any.
+        """
+        groups = self._comparable()
+        if not any(group.is_stream and curve_of(group.first, scenario) for group in groups):
+            raise ValueError("no row has accuracies while training; train with the callback ContinualEvaluation.")
+        return _in_axes(ax, lambda axes: figures.draw_first_task(groups, scenario, axes))
+
+    def _row(self, row: str | int) -> Group:
+        labels = [group.label for group in self.groups]
+        if isinstance(row, str):
+            if row not in labels:
+                raise KeyError(f"`row={row!r}`: no such row; the rows are {', '.join(labels)}.")
+            return self.groups[labels.index(row)]
+        if not -len(labels) <= row < len(labels):
+            numbered = ", ".join(f"{i}: {label}" for i, label in enumerate(labels))
+            raise IndexError(f"`row={row}`: no such row; the rows are {numbered}.")
+        return self.groups[row]
+
+    def _predictions(self, row: str | int) -> tuple["NDArray[Any]", "NDArray[Any]", tuple[int, ...], list[str] | None]:
+        """Labels, predictions, task sizes and class names of a row."""
+        group = self._row(row)
+        found = group_predictions(group)
+        if found is None:
+            raise ValueError(
+                f"`row={row!r}`: a run of {group.label} has no recorded predictions, or another class order; train it "
+                "with the callback PredictionRecords."
+            )
+        return *found, group.first.task_sizes, figures.class_names(group.first)
+
     def _comparable(self) -> list[Group]:
         if len(self.protocols) > 1:
             raise ValueError(
@@ -171,7 +233,8 @@ class Runs:
         """Write tables (`tables.md`, `.tex`, `.csv`), `figures/*.svg` and `*.png`, and the page `report.html`.
 
         Args:
-            folder: Made if it is not there; files of an earlier report are replaced.
+            folder: Made if it is not there; files of an earlier report, which `figures/written.txt` lists, are
+                replaced or removed.
 
         Returns:
             The page.
@@ -184,18 +247,23 @@ class Runs:
 
         out = Path(folder)
         (out / "figures").mkdir(parents=True, exist_ok=True)
+        _remove_earlier(out / "figures")
         tables = [self.table(scenario) for scenario in SCENARIOS]
         tables += [t for t in (self.record_table(scenario) for scenario in SCENARIOS) if t is not None]
+        pictured: list[list[figures.Picture]] = []
         drawn: dict[str, list[Drawn]] = {}
         style: Any = {**matplotlib.rcParamsDefault, **STYLE}
         with matplotlib.rc_context(style):
             for number, protocol in enumerate(self.protocols, 1):
                 groups = [group for group in self.groups if group.first.protocol == protocol]
                 prefix = f"{number}_" if len(self.protocols) > 1 else ""
+                pictured.append(figures.pictures(groups, prefix))
                 drawn[protocol_name(protocol)] = [
                     (picture.title, picture.alt, save(picture.draw(), out / "figures" / picture.name))
-                    for picture in figures.pictures(groups, prefix)
+                    for picture in pictured[-1]
                 ]
+        names = [picture.name for pictures in pictured for picture in pictures]
+        (out / "figures" / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         texts = {
             "tables.md": "\n".join(table.markdown() for table in tables),
             "tables.tex": "\n".join(table.latex() for table in tables),
@@ -205,6 +273,15 @@ class Runs:
         for name, text in texts.items():
             (out / name).write_text(text, encoding="utf-8")
         return out / "report.html"
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove the figures that an earlier report wrote there, and no other file."""
+    manifest = folder / MANIFEST
+    for name in manifest.read_text(encoding="utf-8").split() if manifest.is_file() else []:
+        if Path(name).name == name:
+            for ending in (".svg", ".png"):
+                (folder / f"{name}{ending}").unlink(missing_ok=True)
 
 
 def _in_axes(ax: "Axes | None", draw: "Callable[[Axes], Figure]") -> tuple["Figure", "Axes"]:

@@ -4,6 +4,7 @@ Made for print and for all eyes: lines differ in marker and dash, bars in hatchi
 (https://jfly.uni-koeln.de/color/), and the heat maps' brightness rises with the value. Axes carry units.
 """
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,7 @@ from lightning_cil.metrics.confusion import confusion_matrix, per_class_accuracy
 from lightning_cil.metrics.plots import COLOURS, figure_of, plot_task_matrix, require_matplotlib
 from lightning_cil.report.groups import Group, Stat
 from lightning_cil.report.records import curve_of, features_of, group_predictions
+from lightning_cil.report.runs import Run
 from lightning_cil.report.tables import SCENARIO_NAMES
 from lightning_cil.types import Scenario
 
@@ -24,11 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (6, 1)))
+"""Of lengths without a common factor: colour, marker and dash come together again after 7 · 8 · 5 rows."""
 HATCHES = ("", "///", "xxx")
 WIDTH, HEIGHT = 5.2, 3.6
+LEGEND_ROW = 0.19
+"""Inches of a line of the legend, by which a figure grows from the third on."""
 MOST_POINTS = 2000
+MOST_NAMES = 20
 
 Style = dict[str, Any]
 
@@ -68,18 +74,21 @@ def style_of(group: Group, position: int) -> Style:
 
 def draw_matrix(group: Group, scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
     """The mean accuracy matrix of a group as a heat map with values."""
-    fig, ax = _new(ax, WIDTH, 4.0)
+    fig, ax = _new(ax, WIDTH, 4.2)
     plot_task_matrix(group.matrix(scenario), ax)
+    ax.set_title(textwrap.fill(f"{_name(group)}, {SCENARIO_NAMES[scenario]}", 60), fontsize=9)
     return fig
 
 
 def draw_curves(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
     """Accuracy against the number of classes seen; band: standard deviation; dotted: Joint.
 
-    A Joint run that was trained once, on all classes, gives a level.
+    A Joint run that was trained once, on all classes, gives a level. `Independent` has no such accuracy.
     """
     fig, ax = _new(ax)
     for position, group in enumerate(groups):
+        if group.is_independent:
+            continue
         style, curve = style_of(group, position), group.curve(scenario)
         seen = np.cumsum(group.first.task_sizes)[: len(curve)]
         mean, low, high = _band(curve)
@@ -98,7 +107,7 @@ def draw_curves(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" =
 def draw_forgetting(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
     """Forgetting of every task but the last: best accuracy before the last task minus that after it; bars: std."""
     fig, ax = _new(ax)
-    shown = [(i, g) for i, g in enumerate(groups) if any(s.mean is not None for s in g.forgetting(scenario))]
+    shown = [(i, g) for i, g in enumerate(groups) if _forgets(g, scenario)]
     for place, (position, group) in enumerate(shown):
         terms = group.forgetting(scenario)
         mean, low, _ = _band(terms)
@@ -106,6 +115,8 @@ def draw_forgetting(groups: Sequence[Group], scenario: Scenario, ax: "Axes | Non
         ax.errorbar(x, mean, yerr=mean - low, label=_name(group), capsize=2, markersize=5, **style_of(group, position))
     ax.axhline(0, color="0.5", linewidth=0.8)
     _whole_ticks(ax)
+    longest = max((len(g.forgetting(scenario)) for _, g in shown), default=1)
+    ax.set_xlim(0.6, longest + 0.4)
     ax.set_xlabel("task")
     ax.set_ylabel("forgetting (percentage points)")
     _legend(fig, ax)
@@ -116,6 +127,8 @@ def draw_plasticity_stability(groups: Sequence[Group], scenario: Scenario, ax: "
     """Plasticity P, what training on a task adds, against stability, BWT; bars: std. Upper right is better."""
     fig, ax = _new(ax)
     for position, group in enumerate(groups):
+        if group.is_independent:
+            continue
         stable, plastic = group.scores(scenario)["BWT"], group.plasticity(scenario)
         if stable.mean is None or plastic.mean is None:
             continue
@@ -153,16 +166,19 @@ def draw_seconds(groups: Sequence[Group], ax: "Axes | None" = None) -> "Figure":
 def draw_first_task(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
     """Accuracy on the first task at every measurement while training, of each group's first run.
 
-    Falls that recover before the task ends are the stability gap. Vertical lines: where the first group changes task.
+    Of methods that learn task after task: neither `Joint` nor `Independent`. Falls that recover before the task ends
+    are the stability gap. Vertical lines: where the first group changes task.
     """
     fig, ax = _new(ax)
-    for position, group in enumerate(groups):
+    watched = [(i, g) for i, g in enumerate(groups) if g.is_stream and curve_of(g.first, scenario)]
+    for position, group in watched:
         curve = curve_of(group.first, scenario) or []
         steps = [step for step, _ in curve]
         values = [100 * measured.accuracy[0] for _, measured in curve]
         style = {**style_of(group, position), "markevery": max(1, len(steps) // 12)}
         ax.plot(steps, values, label=group.label, linewidth=1, markersize=4, **style)
-    tasks = [(step, measured.task) for step, measured in curve_of(groups[0].first, scenario) or []]
+    marked = watched[0][1].first if watched else groups[0].first
+    tasks = [(step, measured.task) for step, measured in curve_of(marked, scenario) or []]
     for (before, task), (step, following) in pairwise(tasks):
         if following != task:
             ax.axvline((before + step) / 2, color="0.7", linewidth=0.6)
@@ -177,7 +193,10 @@ def draw_first_task(groups: Sequence[Group], scenario: Scenario, ax: "Axes | Non
 
 
 def draw_class_accuracy(
-    accuracy: Sequence[float] | NDArray[Any], task_sizes: Sequence[int], ax: "Axes | None" = None
+    accuracy: Sequence[float] | NDArray[Any],
+    task_sizes: Sequence[int],
+    ax: "Axes | None" = None,
+    names: Sequence[str] | None = None,
 ) -> "Figure":
     """Accuracy on every class after the last task, grouped by task.
 
@@ -185,6 +204,7 @@ def draw_class_accuracy(
         accuracy: `[classes]` fractions in the order in which the classes were learned; NaN: no sample.
         task_sizes: Classes of each task.
         ax: Where to draw; by default in a new figure.
+        names: Of the classes, in the order of learning; shown up to 20.
     """
     fig, ax = _new(ax)
     first = 0
@@ -197,7 +217,7 @@ def draw_class_accuracy(
     _task_borders(ax, task_sizes, horizontal=False)
     ax.set_xlim(-0.5, first - 0.5)
     ax.set_ylim(0, 102)
-    _whole_ticks(ax)
+    _class_ticks(ax, names)
     ax.set_xlabel("class, in the order of learning")
     ax.set_ylabel("accuracy (%)")
     _legend(fig, ax)
@@ -205,7 +225,10 @@ def draw_class_accuracy(
 
 
 def draw_confusion(
-    counts: Sequence[Sequence[int]] | NDArray[Any], task_sizes: Sequence[int], ax: "Axes | None" = None
+    counts: Sequence[Sequence[int]] | NDArray[Any],
+    task_sizes: Sequence[int],
+    ax: "Axes | None" = None,
+    names: Sequence[str] | None = None,
 ) -> "Figure":
     """Which classes are taken for which, in percent of a class's samples; lines between tasks.
 
@@ -213,13 +236,14 @@ def draw_confusion(
         counts: `[classes, classes]`: samples of the row's class that were called the column's class.
         task_sizes: Classes of each task.
         ax: Where to draw; by default in a new figure.
+        names: Of the classes, in the order of learning; shown up to 20.
     """
     fig, ax = _new(ax, WIDTH, 4.2)
     table = np.asarray(counts, dtype=float)
     share = 100 * table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     image = ax.imshow(share, vmin=0, vmax=100, cmap=COLOURS, interpolation="nearest")
     _task_borders(ax, task_sizes, horizontal=True)
-    _whole_ticks(ax, both=True)
+    _class_ticks(ax, names, both=True)
     ax.set_xlabel("predicted class, in the order of learning")
     ax.set_ylabel("true class")
     fig.colorbar(image, ax=ax, label="share of the true class (%)", shrink=0.8)
@@ -281,11 +305,14 @@ def pictures(groups: Sequence[Group], prefix: str = "") -> list[Picture]:
         found.append(Picture(prefix + name, title, f"{title}. {alt}".strip(), draw))
 
     for s, words in SCENARIO_NAMES.items():
-        ends = _listed((g.label, g.curve(s)[-1]) for g in groups)
-        title = f"{words}: accuracy against the number of classes"
-        add(f"curves_{s}", title, f"After the last task: {ends}.", _later(draw_curves, groups, s))
-        if any(t.mean is not None for g in groups for t in g.forgetting(s)):
-            losses = _listed((g.label, g.scores(s)["AF"]) for g in groups)
+        drawn = [g for g in groups if not g.is_independent]
+        if drawn:
+            ends = _listed((g.label, g.curve(s)[-1]) for g in drawn)
+            title = f"{words}: accuracy against the number of classes"
+            add(f"curves_{s}", title, f"After the last task: {ends}.", _later(draw_curves, groups, s))
+        losing = [g for g in groups if _forgets(g, s)]
+        if losing:
+            losses = _listed((g.label, g.scores(s)["AF"]) for g in losing)
             title = f"{words}: forgetting of each task"
             add(f"forgetting_{s}", title, f"Mean (AF): {losses}.", _later(draw_forgetting, groups, s))
         both = [g for g in groups if g.scores(s)["BWT"].mean is not None and g.plasticity(s).mean is not None]
@@ -295,11 +322,11 @@ def pictures(groups: Sequence[Group], prefix: str = "") -> list[Picture]:
             )
             title = f"{words}: plasticity against stability"
             add(f"plasticity_{s}", title, f"{words_of}.", _later(draw_plasticity_stability, groups, s))
-        watched = [g for g in groups if curve_of(g.first, s)]
+        watched = [g for g in groups if g.is_stream and curve_of(g.first, s)]
         if watched:
             title = f"{words}: accuracy on task 1 while later tasks are learned"
             alt = f"Of {', '.join(g.label for g in watched)}; seed {watched[0].first.seed}."
-            add(f"continual_{s}", title, alt, _later(draw_first_task, watched, s))
+            add(f"continual_{s}", title, alt, _later(draw_first_task, groups, s))
     sizes = "; ".join(f"{g.label} {(g.bytes('total').mean or 0) / 1e6:.3g} MB" for g in groups)
     add("memory", "Memory kept between tasks", f"{sizes}.", _later(draw_memory, groups))
     times = "; ".join(f"{g.label} {g.seconds('training').mean or 0:.0f} s" for g in groups)
@@ -307,22 +334,38 @@ def pictures(groups: Sequence[Group], prefix: str = "") -> list[Picture]:
     for number, group in enumerate(groups, 1):
         for s, words in SCENARIO_NAMES.items():
             title = f"{words}: accuracy on each task after each task, {group.label}"
-            last = group.scores(s)["ACC"]
-            alt = f"Mean of the last row: {_percent(last)}."
+            alt = f"Mean of the last row: {_percent(group.scores(s)['ACC'])}."
+            if group.is_independent:
+                alt = f"Mean of the diagonal: {_percent(group.alone(s))}."
             add(f"matrix_{number:02d}_{s}", title, alt, _later(draw_matrix, group, s))
         predictions, sizes_of = group_predictions(group), group.first.task_sizes
-        if predictions is not None:
+        if predictions is not None and not group.is_independent:
+            names = class_names(group.first)
             counts, each = (f(*predictions, sum(sizes_of)) for f in (confusion_matrix, per_class_accuracy))
             title = f"Class-IL: accuracy on each class, {group.label}"
             alt = f"From {100 * np.nanmin(each):.1f} % to {100 * np.nanmax(each):.1f} %."
-            add(f"classes_{number:02d}", title, alt, _later(draw_class_accuracy, each, sizes_of))
+            add(f"classes_{number:02d}", title, alt, _later(draw_class_accuracy, each, sizes_of, None, names))
             title = f"Class-IL: which classes are taken for which, {group.label}"
-            add(f"confusion_{number:02d}", title, "Grouped by task.", _later(draw_confusion, counts, sizes_of))
+            draw = _later(draw_confusion, counts, sizes_of, None, names)
+            add(f"confusion_{number:02d}", title, "Grouped by task.", draw)
         recorded = features_of(group.first)
         if recorded is not None:
             title = f"Features of the test images after the last task (t-SNE), {group.label}, seed {group.first.seed}"
             add(f"features_{number:02d}", title, "Coloured by task.", _later(draw_features, *recorded))
     return found
+
+
+def _forgets(group: Group, scenario: Scenario) -> bool:
+    """Whether forgetting is defined for some task."""
+    return not group.is_independent and any(s.mean is not None for s in group.forgetting(scenario))
+
+
+def class_names(run: Run) -> list[str] | None:
+    """Names of the classes in the order of learning, if they were recorded."""
+    names = run.results.get("class_names")
+    if not isinstance(names, list) or len(names) != sum(run.task_sizes):
+        return None
+    return [str(name) for name in names]
 
 
 def _later(draw: "Callable[..., Figure]", *arguments: Any) -> "Callable[[], Figure]":
@@ -397,10 +440,24 @@ def _whole_ticks(ax: "Axes", both: bool = False) -> None:
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def _class_ticks(ax: "Axes", names: Sequence[str] | None, both: bool = False) -> None:
+    """Names of the classes where they are few, else numbers."""
+    if names is None or len(names) > MOST_NAMES:
+        _whole_ticks(ax, both)
+        return
+    shown = [textwrap.shorten(name, 16, placeholder="…") for name in names]
+    ax.set_xticks(range(len(shown)), shown, rotation=90 if max(map(len, shown)) > 2 else 0, fontsize=8)
+    if both:
+        ax.set_yticks(range(len(shown)), shown, fontsize=8)
+
+
 def _legend(fig: "Figure", ax: "Axes") -> None:
     handles, labels = ax.get_legend_handles_labels()
     if handles and len(fig.axes) == 1:
         columns = max(1, min(3, 60 // max(len(label) + 8 for label in labels)))
+        rows = -(-len(labels) // columns)
+        width, height = fig.get_size_inches()
+        fig.set_size_inches(width, height + LEGEND_ROW * max(0, rows - 2))
         fig.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     elif handles:
         ax.legend(fontsize=8)

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from lightning_cil.report.runs import JOINT, NO_GROUPING, Flat, Run, short
+from lightning_cil.report.runs import INDEPENDENT, JOINT, Flat, Run, same_split, short, tells_apart
 from lightning_cil.types import Scenario
+
+APART = "every task has a network of its own: only the accuracy on its own task means something"
+AT_ONCE = "trained on all tasks at once, so that there is nothing to measure before the last task"
+ANEW = "trained anew for every task, so that nothing is carried over"
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,27 @@ class Group:
         """The upper bound."""
         return self.first.method == JOINT
 
+    @property
+    def is_independent(self) -> bool:
+        """A network of its own for every task."""
+        return self.first.method == INDEPENDENT
+
+    @property
+    def is_stream(self) -> bool:
+        """One network learns task after task: what it forgets means something."""
+        return not self.is_joint and not self.is_independent
+
+    @property
+    def trained_once(self) -> bool:
+        """Nothing was measured before the last task."""
+        before = [row for run in self.runs for row in run.matrix("class_il")[:-1]]
+        return self.is_joint and bool(before) and all(v is None for row in before for v in row)
+
+    def alone(self, scenario: Scenario) -> Stat:
+        """Mean accuracy on each task after that task, a fraction."""
+        diagonals = [[row[i] for i, row in enumerate(run.matrix(scenario))] for run in self.runs]
+        return mean_of([mean_of(values).mean for values in diagonals])
+
     def joint_accuracy(self, run: Run, scenario: Scenario) -> float | None:
         """a* of a run: mean over the Joint runs of its class order of the accuracy on the last task, a fraction."""
         last = [j.matrix(scenario)[-1][-1] for j in self.joint if j.split == run.split]
@@ -85,12 +110,17 @@ class Group:
 
     def scores(self, scenario: Scenario) -> dict[str, Stat]:
         """Every score's mean over the runs, fractions."""
+        if self.is_independent:
+            names = self.first.scores(scenario)[0]
+            return {name: Stat(None, None, len(self.runs), APART) for name in names}
         found = [run.scores(scenario, self.joint_accuracy(run, scenario)) for run in self.runs]
         stats = {}
         for name in found[0][0]:
             reasons = [why.get(name, "") for _, why in found]
             if name == "I" and self.joint_reason:
                 reasons = [self.joint_reason] * len(found)
+            elif self.trained_once:
+                reasons = [AT_ONCE if "was not evaluated" in reason else reason for reason in reasons]
             stats[name] = mean_of([values[name] for values, _ in found], reasons)
         return stats
 
@@ -174,7 +204,7 @@ def _joint_of(group: list[Run], chosen: list[Run], groups: list[list[Run]]) -> t
     if not group[0].complete:
         return [], "the run is unfinished"
     joints = [run for g in groups for run in g if run.method == JOINT and run.complete]
-    candidates = chosen or [j for j in joints if any(run.folder in j.path.parents for run in group)]
+    candidates = chosen or _own_joint(group, joints)
     if not candidates:
         found = [g for g in groups if g[0].method == JOINT and g[0].complete and g[0].protocol == group[0].protocol]
         if len(found) > 1:
@@ -189,6 +219,20 @@ def _joint_of(group: list[Run], chosen: list[Run], groups: list[list[Run]]) -> t
     return same, ""
 
 
+def _own_joint(group: list[Run], joints: list[Run]) -> list[Run]:
+    """Joint runs among the references of a group's runs: of the kind that most of the runs have, `joint` first."""
+    kinds: dict[str, dict[str, list[Run]]] = {}
+    for run in group:
+        for joint in joints:
+            if run.folder in joint.path.parents:
+                kind = joint.folder.parent.name
+                kinds.setdefault(kind, {}).setdefault(run.folder.as_posix(), []).append(joint)
+    if not kinds:
+        return []
+    best = min(kinds, key=lambda kind: (-len(kinds[kind]), kind))
+    return [joint for found in kinds[best].values() for joint in found]
+
+
 def _labels(groups: list[list[Run]]) -> list[str]:
     """The method, and the settings that tell a group from others of the same method and protocol."""
     labels = []
@@ -196,9 +240,11 @@ def _labels(groups: list[list[Run]]) -> list[str]:
         run = group[0]
         rivals = [g[0] for g in groups if g[0].method == run.method and g[0].protocol == run.protocol]
         label = run.method
-        names = [k for k in differing([r.settings for r in rivals]) if k not in NO_GROUPING]
-        if names:
-            shown = [f"{k.rpartition('.')[2]}={_plain(run.settings.get(k))}" for k in names[:3]]
+        names = [k for k in differing([r.settings for r in rivals if "config" in r.results]) if tells_apart(k)]
+        if "config" not in run.results and len(rivals) > 1:
+            label += " (settings not recorded)"
+        elif names:
+            shown = [f"{_short_name(k)}={_plain(run.settings, k)}" for k in names[:3]]
             label += f" ({', '.join(shown)}{', …' if len(names) > 3 else ''})"
         if not run.complete:
             label += f", {run.tasks_done} of {run.num_tasks} tasks"
@@ -219,7 +265,20 @@ def differing(settings: Sequence[Flat]) -> list[str]:
     return [n for n in names if any(flat.get(n, missing) != settings[0].get(n, missing) for flat in settings)]
 
 
-def _plain(value: Any) -> str:
+def _short_name(setting: str) -> str:
+    """What a label calls a setting: its last part, for a class what it is the class of.
+
+    Example:
+        >>> _short_name("method.optimizer.class"), _short_name("method.optimizer.lr")
+        ('optimizer', 'lr')
+    """
+    return setting.removesuffix(".class").rpartition(".")[2]
+
+
+def _plain(settings: Flat, name: str) -> str:
+    if name not in settings:
+        return "none"
+    value: Any = settings[name]
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -241,10 +300,31 @@ def notes_of(groups: Sequence[Group], average_different_orders: bool) -> list[st
             )
         if len({json.dumps(r.results.get("versions"), sort_keys=True) for r in group.runs}) > 1:
             notes.append(f"{group.label}: the runs were made with different versions of the software.")
+        if len(group.runs) > 1 and any("config" not in run.results for run in group.runs):
+            notes.append(
+                f"{group.label}: results of an older version, without settings; the runs are averaged as if all had "
+                "the same."
+            )
+        if group.is_independent:
+            means = f"Class-IL {_percent(group.alone('class_il'))}, Task-IL {_percent(group.alone('task_il'))}"
+            notes.append(f"{group.label}: mean accuracy on each task alone: {means}; {APART}.")
         if average_different_orders and len({json.dumps(r.split) for r in group.runs}) > 1:
             notes.append(f"{group.label}: the mean is over different class orders or splits, as was asked for.")
     for protocol in dict.fromkeys(g.first.protocol for g in groups):
         rows = [g for g in groups if g.first.protocol == protocol]
-        if len({json.dumps(sorted({json.dumps(r.split) for r in g.runs})) for g in rows}) > 1:
+        if not all(_same_problems(rows[0], other) for other in rows[1:]):
             notes.append(f"{protocol[0]}: the rows have different class orders or splits; compare them with care.")
     return notes
+
+
+def _same_problems(one: Group, other: Group) -> bool:
+    """Whether each split of either group occurs in the other, as far as splits are recorded."""
+    return all(
+        any(same_split(a.split, b.split) for b in theirs.runs)
+        for ours, theirs in ((one, other), (other, one))
+        for a in ours.runs
+    )
+
+
+def _percent(stat: Stat) -> str:
+    return "undefined" if stat.mean is None else f"{100 * stat.mean:.2f} %"

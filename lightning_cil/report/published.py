@@ -5,11 +5,13 @@ unit: percent          # or: fraction. PS has no unit.
 numbers:
   - method: LwF        # a method, or a row's name in the table
     data: SplitCIFAR100    # optional: only for this data set
+    task_sizes: [10, 10, 10, 10, 10, 10, 10, 10, 10, 10]    # optional: only for these tasks
     source: NFL, table 4
     class_il: {AIA: 29.7}
 ```
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 from lightning_cil.report.groups import Group
 from lightning_cil.types import SCENARIOS, Scenario
 
-KEYS = ("method", "data", "source", *SCENARIOS)
+KEYS = ("method", "data", "task_sizes", "source", *SCENARIOS)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Published:
         source: Paper and table.
         class_il: Score → fraction (PS: number).
         task_il: The same for Task-IL.
+        task_sizes: Classes of each task; `None`: any.
     """
 
     method: str
@@ -38,6 +41,7 @@ class Published:
     source: str
     class_il: dict[str, float]
     task_il: dict[str, float]
+    task_sizes: tuple[int, ...] | None = None
 
     def scores(self, scenario: Scenario) -> dict[str, float]:
         """The numbers of a scenario."""
@@ -45,7 +49,12 @@ class Published:
 
     def fits(self, group: Group) -> bool:
         """Whether the numbers stand beside a group's."""
-        return self.method in (group.label, group.first.method) and self.data in (None, group.first.data)
+        named = self.method in (group.label, group.first.method) and self.data in (None, group.first.data)
+        return named and self.task_sizes in (None, group.first.task_sizes)
+
+    def closeness(self, group: Group) -> int:
+        """How many of its words tell the group from others: of several entries that fit, the closest counts."""
+        return (self.method == group.label) + (self.data is not None) + (self.task_sizes is not None)
 
 
 def read_published(path: Path) -> list[Published]:
@@ -68,7 +77,24 @@ def read_published(path: Path) -> list[Published]:
     entries = content.get("numbers")
     if not isinstance(entries, list) or set(content) != {"unit", "numbers"}:
         raise ValueError(f"{path}: has the keys {sorted(map(str, content))}, expected `unit` and a list `numbers`.")
-    return [_entry(path, i, entry, content["unit"] == "percent") for i, entry in enumerate(entries)]
+    found = [_entry(path, i, entry, content["unit"] == "percent") for i, entry in enumerate(entries)]
+    _refuse_doubles(path, found)
+    return found
+
+
+def _refuse_doubles(path: Path, found: Sequence[Published]) -> None:
+    first: dict[tuple[object, ...], int] = {}
+    for number, entry in enumerate(found, 1):
+        for scenario in SCENARIOS:
+            for score in entry.scores(scenario):
+                key = (entry.method, entry.data, entry.task_sizes, scenario, score)
+                if key in first:
+                    raise ValueError(
+                        f"{path}: entries {first[key]} and {number} of `numbers` both give {scenario} {score} of "
+                        f"{entry.method}; only one can stand beside a row. Keep one, or tell them apart by `data` or "
+                        "`task_sizes`."
+                    )
+                first[key] = number
 
 
 def unmatched(published: Sequence[Published], groups: Sequence[Group]) -> list[str]:
@@ -94,7 +120,8 @@ def _entry(path: Path, index: int, entry: Any, percent: bool) -> Published:
             raise ValueError(f"{where}: `{scenario}` is {scores!r}, expected scores such as {{ACC: 43.2}}.")
         found[scenario] = {}
         for name, value in scores.items():
-            if name not in FORMULAS or isinstance(value, bool) or not isinstance(value, int | float):
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if name not in FORMULAS or not number:
                 raise ValueError(
                     f"{where}: `{scenario}` has {name}: {value!r}, expected a number for one of {', '.join(FORMULAS)}."
                 )
@@ -105,5 +132,14 @@ def _entry(path: Path, index: int, entry: Any, percent: bool) -> Published:
                     "say `unit: percent` or `unit: fraction` at the top."
                 )
             found[scenario][str(name)] = scaled
-    data = entry.get("data")
-    return Published(entry["method"], data, str(entry["source"]), found["class_il"], found["task_il"])
+    if not any(found.values()):
+        raise ValueError(f"{where} gives no score; expected some, such as `class_il: {{ACC: 43.2}}`.")
+    data, sizes = entry.get("data"), entry.get("task_sizes")
+    if data is not None and not isinstance(data, str):
+        raise ValueError(f"{where}: `data` is {data!r}, expected the class of a data set, such as SplitCIFAR100.")
+    if sizes is not None and not (isinstance(sizes, list) and sizes and all(type(s) is int and s > 0 for s in sizes)):
+        raise ValueError(
+            f"{where}: `task_sizes` is {sizes!r}, expected the classes of each task, such as [50, 10, 10]."
+        )
+    only = tuple(sizes) if sizes is not None else None
+    return Published(entry["method"], data, str(entry["source"]), found["class_il"], found["task_il"], only)

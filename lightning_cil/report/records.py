@@ -12,6 +12,7 @@ of have it too, as long as their records are there.
 
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from lightning_cil.metrics.continual import (
     stability_gap,
     worst_case_accuracy,
 )
-from lightning_cil.report.groups import Group, Stat, mean_of
+from lightning_cil.report.groups import ANEW, APART, AT_ONCE, Group, Stat, mean_of
 from lightning_cil.report.runs import Run
 from lightning_cil.types import Scenario
 
@@ -112,8 +113,24 @@ def record_scores(group: Group, scenario: Scenario) -> dict[str, Stat]:
             reason = "not defined in Task-IL: other tasks' classes cannot be predicted"
         elif group.first.tasks_done < 2:
             reason = "needs two tasks"
+        elif name != "recency" and None in values:
+            curves = [curve_of(run, scenario) for run, value in zip(group.runs, values, strict=True) if value is None]
+            if all(curve is not None for curve in curves):
+                reason = _unmeasured(curves[0] or [], group.first.tasks_done)
+        if group.is_independent:
+            values, reason = [None] * len(values), APART
+        elif group.is_joint and name != "recency":
+            values, reason = [None] * len(values), AT_ONCE if group.trained_once else ANEW
         stats[name] = mean_of(values, [reason] * len(values))
     return stats
+
+
+def _unmeasured(curve: Sequence[tuple[int, Measurement]], num_tasks: int) -> str:
+    """What a curve lacks for the scores that come from it."""
+    measured = {measurement.task for _, measurement in curve}
+    missing = [str(task + 1) for task in range(num_tasks) if task not in measured]
+    where = f"nothing was measured while task {', '.join(missing)} was learned" if missing else "too few measurements"
+    return f"{where} (records/continual.json; a smaller `every_n_steps` measures more)"
 
 
 def _scores_of(run: Run, scenario: Scenario) -> dict[str, float | None]:
@@ -141,5 +158,10 @@ def _read(run: Run, name: str, arrays: Sequence[str]) -> list[NDArray[Any]] | No
     try:
         with np.load(path, allow_pickle=False) as archive:
             return [archive[key] for key in arrays]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); expected the arrays {', '.join(arrays)}.") from error
+    except KeyError as error:
+        raise ValueError(f"{path} cannot be read: no array {error}; expected {', '.join(arrays)}.") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # NumPy's words talk of pickles
+        raise ValueError(
+            f"{path} cannot be read: it is no complete npz archive; expected the arrays {', '.join(arrays)}. It may be "
+            "half-copied: copy it again, or delete it to make the report without."
+        ) from error

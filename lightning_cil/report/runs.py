@@ -21,6 +21,35 @@ REFERENCES = "references"
 """Folder of a run in which `lightning-cil references` trains what the run is measured against."""
 NO_GROUPING = ("data.class_order", "data.val_fraction", "data.split_seed", "data.root", "data.num_workers")
 """Settings that tell no groups apart: those that are compared on their own, and where and how data are read."""
+WATCHERS = frozenset(
+    {
+        "BasePredictionWriter",
+        "ContinualEvaluation",
+        "DeviceStatsMonitor",
+        "FeatureRecords",
+        "FiniteLoss",
+        "Interruption",
+        "LearningRateMonitor",
+        "LiveFigures",
+        "ModelCheckpoint",
+        "ModelSummary",
+        "OnExceptionCheckpoint",
+        "PredictionRecords",
+        "ProgressBar",
+        "RandomState",
+        "ResultsWriter",
+        "RichModelSummary",
+        "RichProgressBar",
+        "StreamCheckpoint",
+        "StreamProgressBar",
+        "StreamState",
+        "StreamSummary",
+        "TQDMProgressBar",
+        "ThroughputMonitor",
+    }
+)
+"""Callbacks that change nothing in what is learned, so that they tell no groups apart."""
+INDEPENDENT = "Independent"
 
 Flat = dict[str, Any]
 
@@ -129,6 +158,8 @@ class Run:
         if self.results.get("world_size", 1) != 1:
             flat["world_size"] = self.results["world_size"]
         flat.update(_flatten(self.results.get("config", {})))
+        if flat.get("callbacks") == {}:
+            del flat["callbacks"]
         return flat
 
     @property
@@ -149,7 +180,7 @@ class Run:
     @property
     def group_key(self) -> str:
         """Equal for runs that differ in their seed (and order of classes, and split) only."""
-        kept = {k: v for k, v in self.settings.items() if k not in NO_GROUPING}
+        kept = {k: v for k, v in self.settings.items() if tells_apart(k)}
         return json.dumps([self.method, self.data, None if self.complete else self.tasks_done, kept], sort_keys=True)
 
     @property
@@ -172,6 +203,23 @@ class Run:
         found = {name: sum(int(full.get(k, 0)) for k in keys) for name, keys in parts.items()}
         found["other"] = int(full["total"]) - sum(found.values())
         return {**found, "total": int(full["total"]), "paper": int(self.results["footprint"]["paper"])}
+
+
+def tells_apart(setting: str) -> bool:
+    """Whether runs that differ in a setting are different rows.
+
+    Example:
+        >>> tells_apart("method.epochs"), tells_apart("data.root"), tells_apart("callbacks.FeatureRecords 2.samples")
+        (True, False, False)
+    """
+    section, _, rest = setting.partition(".")
+    watcher = section == "callbacks" and rest.partition(".")[0].partition(" ")[0] in WATCHERS
+    return setting not in NO_GROUPING and not watcher
+
+
+def same_split(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two splits are the same as far as both are recorded."""
+    return all(one[name] is None or other[name] is None or one[name] == other[name] for name in one)
 
 
 # ---------------------------------------------------------------------- reading
@@ -202,7 +250,11 @@ def without_results(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     folders = {p.parent for p in path.rglob("config.yaml")} | {p.parent for p in path.rglob("checkpoints")}
-    return sorted(folder for folder in folders if not (folder / FILE).is_file())
+
+    def has_runs(folder: Path) -> bool:
+        return any(REFERENCES not in p.relative_to(folder).parts for p in folder.rglob(FILE))
+
+    return sorted(folder for folder in folders if not has_runs(folder))
 
 
 def read_run(path: Path) -> Run:
@@ -224,9 +276,11 @@ def read_run(path: Path) -> Run:
             "run, or move the file out of the folder that you gave."
         )
     if results["schema"] != SCHEMA:
+        versions = results.get("versions")
+        version = versions.get("lightning-cil") if isinstance(versions, dict) else None
         raise ValueError(
             f"{path} has `schema` {results['schema']!r}, this lightning-cil reads {SCHEMA}. Use the version that wrote "
-            f"it ({results.get('versions', {}).get('lightning-cil', 'not recorded')}), or a newer one."
+            f"it ({version or 'not recorded'}), or a newer one."
         )
     problem = _problem(results)
     if problem:
@@ -259,6 +313,8 @@ def _problem(results: dict[str, Any]) -> str:
     sizes = results["task_sizes"]
     if not sizes or not all(type(s) is int and s > 0 for s in sizes):
         return f"`task_sizes` is {short(sizes)}, expected the number of classes of each task"
+    if len(results["class_order"]) != sum(sizes):
+        return f"`class_order` has {len(results['class_order'])} classes, `task_sizes` {sum(sizes)}"
     done = results.get("tasks_done", len(sizes))
     if type(done) is not int or not 1 <= done <= len(sizes):
         return f"`tasks_done` is {short(done)}, expected an integer from 1 to {len(sizes)}"

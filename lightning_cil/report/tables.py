@@ -14,7 +14,7 @@ from typing import Literal
 
 from lightning_cil.report.groups import Group, Stat
 from lightning_cil.report.published import Published
-from lightning_cil.types import Scenario
+from lightning_cil.types import SCENARIOS, Scenario
 
 Unit = Literal["fraction", "ratio", "bytes", "s"]
 
@@ -22,6 +22,11 @@ SCENARIO_NAMES: dict[Scenario, str] = {"class_il": "Class-IL", "task_il": "Task-
 LOWER_IS_BETTER = ("AF", "I", "recency", "gap")
 RECORDS = "_records"
 """Ends the name of a table that comes from records."""
+LETTERS = (
+    "T: number of tasks; A[i,j]: accuracy on task j after learning task i; b[j]: accuracy on task j of the untrained "
+    "network; a*: accuracy on the last task of a network trained on all tasks at once (Joint); A_n[j]: accuracy on "
+    "task j at measurement n while training. Tasks count from 0 in formulas."
+)
 UNFINISHED = "†"
 DASH = "–"
 
@@ -86,8 +91,8 @@ class Table:
         return {reason: _letter(i) for i, reason in enumerate(dict.fromkeys(texts))}
 
     def formulas(self) -> list[str]:
-        """Notes on where the columns' numbers come from."""
-        return [f"{c.head}: {c.formula}" for c in self.columns if c.formula]
+        """Notes on where the columns' numbers come from, and what their letters mean."""
+        return [*(f"{c.head}: {c.formula}" for c in self.columns if c.formula), LETTERS]
 
     def notes(self) -> list[str]:
         """All notes without those on formulas."""
@@ -190,6 +195,8 @@ def make_table(groups: Sequence[Group], scenario: Scenario, published: Sequence[
     """
     from lightning_cil.metrics.scores import FORMULAS
 
+    if scenario not in SCENARIOS:
+        raise ValueError(f"`scenario={scenario!r}`: expected one of {', '.join(map(repr, SCENARIOS))}.")
     columns: list[Column] = []
     cells: list[list[Stat]] = [[] for _ in groups]
     scores = [group.scores(scenario) for group in groups]
@@ -201,7 +208,12 @@ def make_table(groups: Sequence[Group], scenario: Scenario, published: Sequence[
         for row, values in zip(cells, scores, strict=True):
             row.append(values[name])
         theirs = [
-            next((p for p in published if p.fits(group) and name in p.scores(scenario)), None) for group in groups
+            max(
+                (p for p in published if p.fits(group) and name in p.scores(scenario)),
+                key=lambda p, group=group: p.closeness(group),  # type: ignore[misc]
+                default=None,
+            )
+            for group in groups
         ]
         if any(theirs):
             sources = "; ".join(dict.fromkeys(p.source for p in theirs if p))

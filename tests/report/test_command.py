@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_cil.__main__ import main
+from lightning_cil.report import load_runs
 from lightning_cil.report.published import read_published
 from tests.report.hand_made import write_run
 
@@ -120,6 +121,16 @@ def test_published_numbers_stand_beside_ours(tmp_path: Path, capsys: pytest.Capt
         ("unit: percent\nnumbers: [{method: ER, source: x, class_il: {Acc: 1}}]", "Acc: 1"),
         ("unit: fraction\nnumbers: [{method: ER, source: x, class_il: {ACC: 43}}]", "no fraction"),
         ("unit: [", "is no YAML"),
+        ("unit: percent\nnumbers: [{method: ER, source: x, class_il: {ACC: .nan}}]", "ACC: nan"),
+        ("unit: percent\nnumbers: [{method: ER, source: x, class_il: {PS: .inf}}]", "PS: inf"),
+        ("unit: percent\nnumbers: [{method: ER, source: x}]", "gives no score"),
+        ("unit: percent\nnumbers: [{method: ER, source: x, data: 3, class_il: {ACC: 1}}]", "`data` is 3"),
+        ("unit: percent\nnumbers: [{method: ER, source: x, task_sizes: 5, class_il: {ACC: 1}}]", "`task_sizes` is 5"),
+        (
+            "unit: percent\nnumbers: [{method: ER, source: x, class_il: {ACC: 1}}, "
+            "{method: ER, source: y, class_il: {ACC: 2}}]",
+            "entries 1 and 2 of `numbers` both give class_il ACC of ER",
+        ),
     ],
 )
 def test_wrong_files_of_published_numbers_are_named(tmp_path: Path, text: str, words: str) -> None:
@@ -130,3 +141,22 @@ def test_wrong_files_of_published_numbers_are_named(tmp_path: Path, text: str, w
     assert words in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
         read_published(tmp_path / "absent.yaml")
+
+
+def test_published_numbers_go_by_data_and_tasks(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/a")
+    write_run(tmp_path / "runs/b", data="SplitMNIST")
+    write_run(tmp_path / "runs/c", task_sizes=[1, 3])
+    entries = [
+        "{method: ER, source: x, class_il: {ACC: 1}}",
+        "{method: ER, source: x, data: SplitMNIST, class_il: {ACC: 2}}",
+        "{method: ER, source: x, task_sizes: [1, 3], class_il: {ACC: 3}}",
+    ]
+    (tmp_path / "numbers.yaml").write_text(f"unit: percent\nnumbers: [{', '.join(entries)}]")
+    table = load_runs(tmp_path / "runs", published=tmp_path / "numbers.yaml").table()
+    column = [c.key for c in table.columns].index("ACC_published")
+    assert {row.data: row.cells[column].mean for row in table.rows} == {
+        "SplitDigits, 2×2": 0.01,
+        "SplitMNIST, 2×2": 0.02,
+        "SplitDigits, 1+3": 0.03,
+    }

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lightning_cil.metrics.plots import plot_task_matrix
-from lightning_cil.report import Runs, figures, load_runs
+from lightning_cil.report import Group, Runs, figures, load_runs
 from tests.report.hand_made import random_matrix, with_matrix, write_run
 
 
@@ -116,9 +116,10 @@ def test_axes_carry_units_and_marks_need_no_colour(runs: Runs, draw: Callable[[R
 
 
 def test_groups_differ_in_marker_and_dash_for_many_rows(runs: Runs) -> None:
-    styles = [figures.style_of(runs.groups[0], position) for position in range(28)]
-    marks = {(style["marker"], str(style["linestyle"])) for style in styles}
-    assert len(marks) == 28
+    styles = [figures.style_of(runs.groups[0], position) for position in range(40)]
+    marks = [(style["marker"], str(style["linestyle"])) for style in styles]
+    assert len(set(marks)) == 40
+    assert len({(style["color"], style["marker"]) for style in styles}) == 40
     light = [np.dot(to_rgb(colour), (0.2126, 0.7152, 0.0722)) for colour in figures.PALETTE]
     assert max(light) < 0.8  # every colour stands out on white
 
@@ -149,6 +150,30 @@ def test_files_are_the_same_bytes_again(runs: Runs, tmp_path: Path) -> None:
     with Image.open(tmp_path / "a/figures/matrix_01_class_il.png") as image:
         assert image.size[0] > 600
     assert "matrix_05_class_il" not in str(files)
+    assert "ER (n=2), Class-IL" in (tmp_path / "a/figures/matrix_01_class_il.svg").read_text()
+
+
+def test_figures_of_an_earlier_report_go_and_other_files_stay(runs: Runs, tmp_path: Path) -> None:
+    runs.write(tmp_path)
+    (tmp_path / "figures" / "matrix_99_class_il.svg").write_text("mine")
+    Runs(runs.groups[:1]).write(tmp_path)
+    left = {p.name for p in (tmp_path / "figures").iterdir()}
+    assert {"matrix_01_class_il.svg", "matrix_01_class_il.png", "matrix_99_class_il.svg"} <= left
+    assert left.isdisjoint({"matrix_02_class_il.svg", "matrix_04_task_il.png"})
+
+
+def test_many_rows_leave_the_axes_their_height(runs: Runs) -> None:
+    group = runs.groups[0]
+    heights = {}
+    for count in (2, 20):
+        many = [Group(f"a method with a long name {i}", group.runs) for i in range(count)]
+        figure = figures.draw_forgetting(many, "class_il")
+        figure.draw_without_rendering()
+        heights[count] = figure.axes[0].get_window_extent().height
+        box, whole = figure.axes[0].yaxis.label.get_window_extent(), figure.bbox
+        assert whole.y0 <= box.y0 <= box.y1 <= whole.y1  # the label is not cut off
+        assert figure.axes[0].get_xlim()[0] > 0  # no tick at task 0
+    assert heights[20] > 0.8 * heights[2]
 
 
 def test_plot_methods_give_figure_and_axes(runs: Runs) -> None:
@@ -159,6 +184,8 @@ def test_plot_methods_give_figure_and_axes(runs: Runs) -> None:
     assert runs.plot_matrix("LwF", "task_il", figure.add_subplot())[1].get_ylabel() == "after learning task"
     with pytest.raises(KeyError, match=r"no such row; the rows are ER, FineTune, LwF, Joint"):
         runs.plot_matrix("Lwf")
+    with pytest.raises(IndexError, match=r"`row=99`: no such row; the rows are 0: ER, 1: FineTune"):
+        runs.plot_matrix(99)
 
 
 def test_curves_of_different_protocols_are_not_mixed(tmp_path: Path) -> None:

@@ -249,3 +249,24 @@ def test_text_stands_out_on_light_and_on_dark(page: str, dark: bool) -> None:
     seen = run_in_browser(page.replace(rule, "@media all") if dark else page, CONTRAST)
     assert (seen["body"] < 0.2) == dark
     assert seen["lowest"] > 4.5
+
+
+WORDS = """
+const broken = [];
+for (const th of document.querySelectorAll("#class_il tbody th")) {
+  const text = th.firstChild;
+  for (const word of text.data.matchAll(/[^\\s-]+/g)) {
+    const range = document.createRange();
+    range.setStart(text, word.index);
+    range.setEnd(text, word.index + word[0].length);
+    if (range.getClientRects().length > 1) broken.push(word[0]);
+  }
+}
+return broken;"""
+
+
+def test_names_of_methods_are_not_broken(page: str) -> None:
+    renamed = page.replace("FineTune", "Independent")
+    assert run_in_browser(renamed, WORDS, width=FULL_WIDTH_OF_A_PHONE) == []
+    longer = page.replace("FineTune", "Independent" * 3)
+    assert run_in_browser(longer, WORDS, width=FULL_WIDTH_OF_A_PHONE) == ["Independent" * 3]  # the check sees it

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from lightning_cil.report import load_runs
-from lightning_cil.report.records import RECORD_FORMULAS
+from lightning_cil.report.records import RECORD_FORMULAS, record_scores
 from tests.report.hand_made import write_run
 
 TARGET = np.array([0, 0, 1, 1, 2, 2, 3, 3])
@@ -59,6 +60,49 @@ def test_one_run_of_a_group_without_records_leaves_the_mean_undefined(tmp_path: 
     assert cells["LwF"][0].mean == 0.5
 
 
+@pytest.mark.parametrize(("method", "why"), [("Joint", "trained anew"), ("Independent", "a network of its own")])
+def test_references_have_no_stability_gap(tmp_path: Path, method: str, why: str) -> None:
+    recorded(tmp_path / "er")
+    recorded(tmp_path / "other", method=method)
+    runs = load_runs(tmp_path)
+    scores = record_scores(next(g for g in runs.groups if g.label == method), "class_il")
+    for name in ("min-ACC", "WC-ACC", "gap"):
+        assert scores[name].mean is None
+        assert why in scores[name].reason
+    runs.write(tmp_path / "out")
+    drawn = (tmp_path / "out" / "figures" / "continual_class_il.svg").read_text()
+    assert ("ER" in drawn, method in drawn) == (True, False)
+
+
+def test_a_joint_run_trained_once_says_so(tmp_path: Path) -> None:
+    recorded(tmp_path / "joint", method="Joint", matrix__class_il=[[None, None], [0.5, 0.5]])
+    (group,) = load_runs(tmp_path).groups
+    assert record_scores(group, "class_il")["gap"].reason.startswith("trained on all tasks at once")
+
+
+def test_a_task_without_a_measurement_is_named(tmp_path: Path) -> None:
+    run = recorded(tmp_path / "a")
+    (run / "records" / "continual.json").write_text(json.dumps({"schema": 1, "every_n_steps": 2, "rows": ROWS[:1]}))
+    (group,) = load_runs(run).groups
+    assert "nothing was measured while task 2 was learned" in record_scores(group, "class_il")["gap"].reason
+
+
+def test_plots_of_records_are_methods_too(tmp_path: Path) -> None:
+    recorded(tmp_path / "a")
+    runs = load_runs(tmp_path)
+    assert [t.get_text() for t in runs.plot_classes(ax=Figure().add_subplot())[1].get_xticklabels()] == [
+        "three", "one", "zero", "two"
+    ]  # fmt: skip
+    assert runs.plot_confusion("ER", Figure().add_subplot())[1].images[0].get_array()[0].tolist() == [50, 0, 50, 0]
+    assert len(runs.plot_features(ax=Figure().add_subplot())[1].collections) == 2
+    assert runs.plot_continual(ax=Figure().add_subplot())[1].lines[0].get_ydata().tolist() == [100, 25, 50]
+    write_run(tmp_path / "b", method="LwF")
+    bare = load_runs(tmp_path / "b")
+    for plot in (bare.plot_classes, bare.plot_confusion, bare.plot_features, bare.plot_continual):
+        with pytest.raises(ValueError, match="with the callback"):
+            plot()
+
+
 def test_figures_and_csv_of_records(tmp_path: Path) -> None:
     load_runs(recorded(tmp_path / "a")).write(tmp_path / "out")
     figures = {p.stem for p in (tmp_path / "out" / "figures").iterdir()}
@@ -74,7 +118,8 @@ def test_figures_and_csv_of_records(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("task_1.npz", b"", "cannot be read"),
-        ("task_1.npz", b"PK half an archive", "cannot be read"),
+        ("task_1.npz", b"PK half an archive", "no complete npz"),
+        ("task_1.npz", b"no archive at all", "no complete npz"),
         ("features_task_1.npz", b"", "cannot be read"),
         ("continual.json", b'{"rows": [{"step": 1}]}', "cannot be read"),
         ("continual.json", b"{", "cannot be read"),
@@ -127,3 +172,19 @@ def test_each_run_is_measured_against_its_own_joint_run(tmp_path: Path) -> None:
     groups = {g.label: g for g in load_runs([tmp_path / "a", tmp_path / "b"]).groups}
     assert groups["ER"].scores("class_il")["I"].mean == pytest.approx(0.875 - 1.0)
     assert groups["LwF"].scores("class_il")["I"].mean == pytest.approx(0.75 - 1.0)
+
+
+def test_of_two_kinds_of_own_joint_runs_that_trained_once_is_the_bound(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    for kind, mode, bound in (("joint", "once", 0.875), ("joint_cumulative", "cumulative", 0.5)):
+        matrix = [[None, None], [0.5, bound]]
+        folder = run / "references" / kind / "version_0"
+        write_run(folder, method="Joint", matrix__class_il=matrix, config__method__joint_mode=mode)
+    assert load_runs(run).groups[0].scores("class_il")["I"].mean == pytest.approx(0.875 - 1.0)
+
+
+def test_a_config_above_finished_runs_is_no_unstarted_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    write_run(run / "references" / "joint" / "version_0", method="Joint")
+    (run / "references" / "joint" / "config.yaml").write_text("{}")
+    assert load_runs(run).notes == []

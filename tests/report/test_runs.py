@@ -166,11 +166,13 @@ def test_other_schema_versions_are_named(tmp_path: Path) -> None:
         ({"footprint__full__total": "many"}, "`footprint.full`"),
         ({"seed": "zero"}, "`seed`"),
         ({"config": []}, "`config`"),
+        ({"class_order": [3, 1, 0]}, "`class_order` has 3 classes, `task_sizes` 4"),
+        ({"schema": 7, "versions": []}, "not recorded"),
     ],
 )
 def test_damaged_content_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     write_run(tmp_path / "run", **changes)
-    with pytest.raises(ValueError, match=r"run/results\.json: ") as caught:
+    with pytest.raises(ValueError, match=r"run/results\.json(: | has)") as caught:
         load_runs(tmp_path)
     assert words in str(caught.value)
 
@@ -227,12 +229,35 @@ def test_seeds_are_averaged_and_settings_are_not(tmp_path: Path) -> None:
         ({"config__callbacks__ReplayBuffer__total": 100}, False),
         ({"config__data__root": "elsewhere"}, True),
         ({"hardware": {}}, True),
+        ({"config__callbacks__FeatureRecords": {"samples": 9}}, True),
+        ({"config__callbacks": {"ReplayBuffer": {"total": 200}, "LiveFigures 2": {"dpi": 90}}}, True),
+        ({"config__callbacks__EarlyStopping": {"patience": 3}}, False),
+        ({"config__callbacks__MyOwn": {"a": 3}}, False),
     ],
 )
 def test_what_makes_a_group(tmp_path: Path, changes: dict[str, Any], grouped: bool) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", seed=1, **changes)
     assert len(load_runs(tmp_path).groups) == (1 if grouped else 2)
+
+
+def test_only_watchers_beside_no_callbacks_tell_nothing_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", config__callbacks={})
+    write_run(tmp_path / "b", seed=1, config__callbacks={"PredictionRecords": {}, "LiveFigures": {"dpi": 90}})
+    assert len(load_runs(tmp_path).groups) == 1
+
+
+def test_labels_say_what_is_not_recorded_and_what_a_class_is_of(tmp_path: Path) -> None:
+    old = results(seed=1)
+    del old["config"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "results.json").write_text(json.dumps(old))
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", config__method__optimizer={"class": "Adam", "lr": 0.1})
+    runs = load_runs(tmp_path)
+    labels = {g.label for g in runs.groups}
+    assert labels == {"ER (optimizer=SGD)", "ER (optimizer=Adam)", "ER (settings not recorded)"}
+    assert not any("different class orders or splits" in note for note in runs.notes)
 
 
 def test_files_of_older_versions_group_by_what_they_have(tmp_path: Path) -> None:
@@ -245,6 +270,7 @@ def test_files_of_older_versions_group_by_what_they_have(tmp_path: Path) -> None
     runs = load_runs(tmp_path)
     assert [(g.label, len(g.runs)) for g in runs.groups] == [("ER", 2)]
     assert [s.mean for s in runs.groups[0].curve("class_il")] == [0.75, 0.625]
+    assert any("without settings; the runs are averaged" in note for note in runs.notes)
     assert "without settings: ER" in runs.write(tmp_path / "out").read_text(encoding="utf-8")
 
 
@@ -334,6 +360,29 @@ def test_joint_must_be_a_finished_joint_run(tmp_path: Path, changes: dict[str, A
     write_run(tmp_path / "other", **changes)
     with pytest.raises(ValueError, match=r"`joint`: .*other.*expected a finished run of the method Joint"):
         load_runs(tmp_path / "er", joint=[tmp_path / "other"])
+
+
+def test_joint_says_in_plain_words_why_it_has_no_forgetting(tmp_path: Path) -> None:
+    write_run(tmp_path / "joint", method="Joint", matrix=JOINT)
+    found = load_runs(tmp_path).groups[0].scores("class_il")
+    for name in ("AIA", "BWT", "AF", "PS"):
+        assert found[name].mean is None
+        assert found[name].reason.startswith("trained on all tasks at once")
+    assert found["ACC"].mean == pytest.approx(0.85)
+
+
+def test_of_independent_networks_only_the_diagonal_counts(tmp_path: Path) -> None:
+    write_run(tmp_path / "er")
+    write_run(tmp_path / "alone", method="Independent", matrix__task_il=[[0.75, 0.5], [0.5, 0.5]])
+    runs = load_runs(tmp_path)
+    group = next(g for g in runs.groups if g.is_independent)
+    for scenario in ("class_il", "task_il"):
+        assert {(s.mean, "a network of its own" in s.reason) for s in group.scores(scenario).values()} == {(None, True)}
+    assert (group.alone("class_il").mean, group.alone("task_il").mean) == (0.875, 0.625)
+    assert any("on each task alone: Class-IL 87.50 %, Task-IL 62.50 %" in note for note in runs.notes)
+    runs.write(tmp_path / "out")
+    for name in ("curves_class_il", "forgetting_class_il", "plasticity_class_il"):
+        assert "Independent" not in (tmp_path / "out" / "figures" / f"{name}.svg").read_text()
 
 
 # ---------------------------------------------------------------------- means

@@ -9,6 +9,7 @@ import pytest
 
 from lightning_cil.metrics.scores import FORMULAS
 from lightning_cil.report import groups, load_runs, tables
+from lightning_cil.report import runs as run_files
 from lightning_cil.report.tables import tables_csv
 from tests.report.hand_made import write_run
 
@@ -61,6 +62,8 @@ def test_latex_letter_by_letter(three: Path) -> None:
 
 def test_every_columns_formula_is_in_a_note(three: Path) -> None:
     notes = load_runs(three).table("task_il").markdown()
+    assert "A[i,j]: accuracy on task j after learning task i" in notes
+    assert notes.count("Tasks count from 0") == 1
     for name, formula in FORMULAS.items():
         assert any(line.startswith(f"- {name} ") and line.endswith(formula) for line in notes.splitlines())
 
@@ -106,6 +109,11 @@ def test_bars_in_names_do_not_break_the_table(tmp_path: Path) -> None:
     assert "<th scope" in table.html()
 
 
-@pytest.mark.parametrize("module", [groups, tables], ids=lambda m: m.__name__.rpartition(".")[2])
+def test_an_unknown_scenario_is_refused(three: Path) -> None:
+    with pytest.raises(ValueError, match=r"`scenario='dil'`: expected one of 'class_il', 'task_il'"):
+        load_runs(three).table("dil")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", [groups, run_files, tables], ids=lambda m: m.__name__.rpartition(".")[2])
 def test_examples_of_the_docstrings(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
