@@ -36,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments without the program's name; by default those of this process.
 
     Returns:
-        Exit status: 0, 1 for an error, 2 for wrong usage.
+        Exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -64,8 +64,11 @@ def main(args: Sequence[str] | None = None) -> int:
         return run_report(arguments[1:], debug=debug)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # classes of the user's own, beside the config; `python -m` has it already
-    from lightning_cil.cli import run
-
+    try:
+        from lightning_cil.cli import run
+    except KeyboardInterrupt:  # imports take seconds
+        print(f"\nlightning-cil {arguments[0]}: interrupted", file=sys.stderr)
+        return 130
     return run(arguments, debug=debug)
 
 

@@ -14,6 +14,7 @@ import traceback
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import jsonargparse._typehints
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -38,9 +40,39 @@ SCALARS = {"int", "float", "bool"}
 class UsageError(argparse.ArgumentError):
     """A wrong option or config, with the parser that met it."""
 
-    def __init__(self, message: str, parser: "UsageParser") -> None:
+    def __init__(self, message: str, parser: "UsageParser", complete: bool = False) -> None:
         super().__init__(None, message)
         self.parser = parser
+        self.complete = complete
+        """Whether the message is for users as it is."""
+
+
+@contextmanager
+def own_names_first() -> Iterator[None]:
+    """Inside, a short class name that several classes have means this package's one, as `EarlyStopping` does.
+
+    jsonargparse refuses such a name, and lets nobody say which class is meant.
+    """
+    resolve = jsonargparse._typehints.resolve_class_path_by_name
+
+    def resolve_own(wanted: Any, name: str) -> str:
+        try:
+            return str(resolve(wanted, name))
+        except ValueError as error:
+            match = _AMBIGUOUS.match(str(error))
+            own = [path for path in match[2].split(", ") if path.startswith(f"{__package__}.")] if match else []
+            if len(own) != 1:
+                raise
+            return own[0]
+
+    jsonargparse._typehints.resolve_class_path_by_name = resolve_own
+    try:
+        yield
+    finally:
+        jsonargparse._typehints.resolve_class_path_by_name = resolve
+
+
+_AMBIGUOUS = re.compile(r"Multiple subclasses with name (\w+)\. .*?: (.*)\.$", re.DOTALL)
 
 
 class UsageParser(LightningArgumentParser):
@@ -83,11 +115,18 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> str:
         arguments: Command and options that were given.
 
     Returns:
-        What was given, what was expected, how to fix it; at most `LONGEST` characters.
+        What was given, what was expected, how to fix it; at most `LONGEST` characters, or more where it ends with
+        commands to type, which are never cut.
     """
     text = _usage_text(error, arguments) if isinstance(error, UsageError) else _other_text(error, arguments)
     text = text.strip() or type(error).__name__
-    return text if len(text) <= LONGEST else text[: LONGEST - 2].rstrip() + " …"
+    if len(text) <= LONGEST:
+        return text
+    at = text.find("\n  lightning-cil ")
+    commands = text[at:] if at >= 0 else ""
+    room = max(LONGEST - len(commands), LONGEST // 4)
+    said = text[:at] if commands else text
+    return (said if len(said) <= room else said[: room - 2].rstrip() + " …") + commands
 
 
 _NO_SUCH_KEY = re.compile(
@@ -97,6 +136,8 @@ _NO_SUCH_KEY = re.compile(
 
 def _usage_text(error: UsageError, arguments: Sequence[str]) -> str:
     text = str(error)
+    if error.complete:
+        return text
     parser = _command_parser(error.parser, arguments)
     options = _options(parser)
     sections = sorted({o.split(".")[0] for o in options})
@@ -120,6 +161,10 @@ def _usage_text(error: UsageError, arguments: Sequence[str]) -> str:
         name = ".".join(p for p in (match[1], match[2]) if p)
         near = _near(name, options) or _near(name.split(".")[0], sections)
         return f"there is no key `{_short(name)}`.{_did_you_mean(near)} {_help(parser)}"
+    if match := re.match(r"argument (\S+): expected one argument", text):
+        name = match[1].rpartition("/")[2]
+        wanted = "FILE" if name == "--config" else "VALUE"
+        return f"`{name}` is the last option or has another one behind it; expected `{name} {wanted}`."
     if match := re.match(r"Problems parsing config: (.*)", text, re.DOTALL):
         why = _one_line(re.sub(r'in "<unicode string>", ', "", match[1]))
         return f"{_broken_config(arguments)} is no valid YAML: {why}. Correct the line, or check its indentation."
@@ -160,6 +205,12 @@ def _walk(error: BaseException) -> Problem:
         return Problem("name", text, value=match[2])
     if match := re.match(r"Expected a (.*?)\. Got value: (.*)", text, re.DOTALL):
         return Problem("type", text, value=match[2], expected=(match[1],))
+    if match := _AMBIGUOUS.match(text):
+        return Problem(
+            "own", f"several classes are called `{match[1]}`; expected the full path of one of them: {match[2]}."
+        )
+    if match := re.match(r"unrecognized arguments: --([^\s.=]+)", text):
+        return Problem("option", text, (match[1],))
     if match := re.match(r"the following arguments are required: (.*)", text):
         return Problem("required", text, (match[1].split(", ")[0],))
     if match := re.match(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
@@ -390,7 +441,11 @@ def _options(parser: Any) -> list[str]:
     if parser is None:
         return []
     names = [o[2:] for a in parser._actions for o in a.option_strings if o.startswith("--")]
-    return [n for n in names if not n.endswith("+") and not n.endswith(".help") and n not in ("help", "print_config")]
+    return [
+        n
+        for n in names
+        if not n.endswith("+") and not n.endswith(".help") and n not in ("help", "print_config", "print_shtab")
+    ]
 
 
 def _near(name: str, names: Iterable[str]) -> list[str]:
@@ -476,9 +531,14 @@ def _type_name(wanted: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    if hasattr(value, "as_dict"):
-        value = value.as_dict()
-    return f"`{_short(value)}`"
+    return f"`{_short(plain(value))}`"
+
+
+def plain(value: Any) -> Any:
+    """Without the parser's own containers."""
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value.as_dict() if hasattr(value, "as_dict") else value
 
 
 def _short(value: Any) -> str:
@@ -495,7 +555,39 @@ def _help(parser: Any) -> str:
     return f"`{command} --help` lists the options."
 
 
-# ---------------------------------------------------------------------- null where there must be a value
+# ---------------------------------------------------------------------- what no parser looks at
+
+
+def check_configs(arguments: Sequence[str], parser: UsageParser) -> None:
+    """Refuse configs that are no text, and results of a run.
+
+    Args:
+        arguments: Command and options.
+        parser: The parser of the command line.
+
+    Raises:
+        UsageError: With the first such file.
+    """
+    for path in _configs(arguments):
+        if Path(path).name == "results.json" and Path(path).is_file():
+            there = Path(path).with_name("config.yaml")
+            raise UsageError(
+                f"`--config {path}` is what a run found, not its settings; expected a YAML file"
+                + (f", here {there}." if there.is_file() else "."),
+                parser,
+                complete=True,
+            )
+        try:
+            Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"`--config {path}` is no UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
+                "expected a YAML file in UTF-8. Save it again in that encoding.",
+                parser,
+                complete=True,
+            ) from None
+        except (OSError, ValueError):  # the parser says what is wrong with it
+            pass
 
 
 def check_nulls(config: Any, owner: type, key: str) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import re
 import shutil
 import sys
@@ -14,20 +15,22 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 
 import lightning_cil.callbacks
 import lightning_cil.data
 import lightning_cil.methods
 import lightning_cil.schedulers
 from lightning_cil._compat import metadata_file
-from lightning_cil._usage import UsageError, UsageParser, check_nulls, explain
-from lightning_cil.callbacks import Interruption
+from lightning_cil._usage import UsageError, UsageParser, check_configs, check_nulls, explain, own_names_first, plain
+from lightning_cil.callbacks import Interruption, NonFiniteError
+from lightning_cil.callbacks.summary import rank_zero_print
 from lightning_cil.data import IncrementalDataModule
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.references import run_references
 from lightning_cil.report.records import FOLDER
 from lightning_cil.run_logger import RunLogger
-from lightning_cil.stream_checkpoint import newest_checkpoint
+from lightning_cil.stream_checkpoint import STATE_KEY, newest_checkpoint
 from lightning_cil.trainer import IncrementalTrainer
 
 
@@ -88,7 +91,10 @@ class StreamCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; LightningCLI's own warns when it is given arguments by a console script."""
-        self.config = parser.parse_args(args)
+        assert isinstance(parser, UsageParser)
+        check_configs(args, parser)
+        with own_names_first():
+            self.config = parser.parse_args(args)
         given = self.config[self.config.subcommand]
         if type(given.seed_everything) is int and not 0 <= given.seed_everything < 2**32:
             raise ValueError(f"`seed_everything` is `{given.seed_everything}`; expected 0 to {2**32 - 1}.")
@@ -133,21 +139,26 @@ class StreamCLI(LightningCLI):
         """
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
+        _check_path(path, self.config.subcommand)
         if path == "last":
             path = newest_checkpoint(config.trainer.default_root_dir or "runs")
         if not path or not Path(path).exists():
             return
         try:
-            saved = torch.load(metadata_file(path), map_location="cpu", weights_only=True, mmap=True).get(
-                "hyper_parameters", {}
-            )
+            saved = torch.load(metadata_file(path), map_location="cpu", weights_only=True, mmap=True)
+            state = saved["callbacks"][STATE_KEY]
+            finished = state["phase"] == "boundary" and state["task"] + 1 == state["num_tasks"]
+            learned_with = dict(saved.get("hyper_parameters") or {})
         except Exception:  # the trainer reads it again and says what is wrong with it
             return
+        if finished and self.config.subcommand == "fit":
+            rank_zero_print(f"The run of {path} is finished: nothing to train.")
+            return
         given = config.model.get("init_args", {})
-        for name, value in saved.items():
-            if name in given and _plain(given[name]) != _plain(value):
-                print(
-                    f"`model.init_args.{name}` is {_plain(given[name])} here and {_plain(value)} in {path}: "
+        for name, value in learned_with.items():
+            if name in given and plain(given[name]) != plain(value):
+                rank_zero_print(
+                    f"`model.init_args.{name}` is {plain(given[name])} here and {plain(value)} in {path}: "
                     "the value given here is used."
                 )
 
@@ -180,11 +191,43 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        else:
+        elif not _is_said_by_rank_0(error):
             print(f"lightning-cil {command}: {explain(error, arguments)}", file=sys.stderr)
             print("(--debug shows where it happened)", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def _check_path(path: str | None, command: str) -> None:
+    """Refuse values of `ckpt_path` that Lightning takes and that a command cannot do anything with."""
+    if path == "":
+        raise ValueError(
+            "`ckpt_path` is empty; expected a checkpoint or 'last'. Leave it out to start from the beginning."
+        )
+    if path == "best":
+        raise ValueError(
+            "`ckpt_path=best`: which checkpoint is the best is known only inside the process that trained; expected a "
+            "file or 'last'. Give the path of one, such as checkpoints/task_0.ckpt of a run folder."
+        )
+    if path is not None and "://" in path and command == "fit":
+        raise ValueError(
+            f"`ckpt_path={path}` is an address; expected a file of this machine, the only kind that a run goes on "
+            "from. Copy it here, and give the path of the copy."
+        )
+
+
+def _is_said_by_rank_0(error: Exception) -> bool:
+    """Whether the first process of this machine meets the same error: wrong input is, what a batch raises is not.
+
+    A loss that is not finite is raised on all processes together.
+    """
+    if isinstance(error, NonFiniteError):
+        return bool(getattr(rank_zero_only, "rank", 0))
+    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
+        return False
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    in_loop = any(name.startswith("lightning.pytorch.loops") for name in modules)
+    return isinstance(error, UsageError | ValueError | FileNotFoundError) and not in_loop
 
 
 def _remove_empty_run(trainer: Trainer) -> None:
@@ -217,7 +260,3 @@ def _list(command: str, rest: list[str]) -> int:
     option = "model" if command == "methods" else "data"
     print(f"\nOptions:  lightning-cil fit --{option}.help CLASS")
     return 0
-
-
-def _plain(value: Any) -> Any:
-    return value.as_dict() if hasattr(value, "as_dict") else value

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_cil.callbacks import ReplayBuffer
+from lightning_cil._usage import explain
+from lightning_cil.callbacks import NonFiniteError, ReplayBuffer
 from lightning_cil.data import SplitDigits
 from lightning_cil.methods import ER
 from tests.conftest import CommandResult, RunCli
@@ -101,10 +102,19 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("--data ManifestTasks --data.manifest /nowhere.csv", ["`manifest=/nowhere.csv`", "no such file"]),
         # files
         ("--config nowhere.yaml", ["`--config`", "nowhere.yaml", "expected a YAML file"]),
+        ("--config results.json", ["results.json` is what a run found", "expected a YAML file"]),
+        ("--config latin.yaml", ["latin.yaml` is no UTF-8 text", "byte 2 is 0xe9"]),
+        ("--config", ["`--config`", "expected `--config FILE`"]),
+        ("--config --model ER", ["`--config`", "expected `--config FILE`"]),
         ("--ckpt_path nowhere.ckpt", ["`ckpt_path=nowhere.ckpt`", "no such file"]),
+        ("--ckpt_path best", ["`ckpt_path=best`", "expected a file or 'last'"]),
+        ("--ckpt_path=", ["`ckpt_path` is empty", "Leave it out"]),
+        ("--ckpt_path s3://bucket/a.ckpt", ["`ckpt_path=s3://bucket/a.ckpt` is an address", "Copy it here"]),
     ],
 )
 def test_a_wrong_option_is_named(run_cli: RunCli, tmp_path: Path, options: str, words: list[str]) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"# \xe9\n")
+    (tmp_path / "results.json").write_text("{}")
     result = run_cli("fit", *QUICKSTART, "--trainer.default_root_dir", tmp_path / "runs", *options.split())
     refused(result, *words)
     assert not list(tmp_path.glob("runs/*"))  # nothing ran, so there is no run folder
@@ -150,6 +160,11 @@ import torch
 from lightning_cil.methods import FineTune
 
 
+class NoOptimizer(FineTune):
+    def __init__(self, *, epochs: int = 1) -> None:
+        super().__init__(epochs=epochs)
+
+
 class Broken(FineTune):
     def __init__(self, *, epochs: int = 1) -> None:
         self.nothing.there
@@ -167,7 +182,7 @@ def bare(params):
         ("class Foo(:\n", "--model {}.Foo", ["cannot be imported", "SyntaxError", "line 1"]),
         ("raise OSError('no licence')\n", "--model {}.Foo", ["cannot be imported", "no licence"]),
         (OWN, "--model {}.Fooo", ["cannot be imported", "no attribute 'Fooo'"]),
-        (OWN, "--model {}.Broken", ["`model`", "AttributeError", "line 8"]),
+        (OWN, "--model {}.Broken", ["`model`", "AttributeError", "line 13"]),
         (OWN, "--model.optimizer {}.bare", ["does not say what it returns", "-> torch.optim.Optimizer"]),
     ],
     ids=["import", "syntax", "error", "attribute", "constructor", "annotation"],
@@ -182,6 +197,15 @@ def test_a_class_of_ones_own_that_fails_is_named(
     config = write(tmp_path, "c.yaml", "model: {class_path: FineTune}\n")
     data = ("--data", "SplitDigits")
     refused(run_cli("fit", "--config", config, *data, *options.format(name).split()), *words, name)
+
+
+def test_an_option_below_one_that_a_class_lacks_is_named(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "own_lacks.py", OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ("--data", "SplitDigits", "--model", "own_lacks.NoOptimizer", "--model.optimizer.lr", "0.1")
+    refused(run_cli("fit", *given), "`model.optimizer`: NoOptimizer has no option 'optimizer'. It has: epochs.")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -404,6 +428,34 @@ def test_a_loss_that_is_not_a_number_is_named_with_commands_that_go_on(
         result = run_cli(*command, "--stop_after_task", "1")
         assert result.code == 0, result.stderr
         assert "task 1/5" not in result.stdout
+
+
+def test_the_commands_start_from_the_checkpoint_and_the_config_in_use(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "goes_bad.py", NOT_A_NUMBER)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def commands(result: CommandResult) -> list[str]:
+        return [line for line in result.stderr.splitlines() if line.startswith("  lightning-cil fit")]
+
+    given = (*QUICKSTART, "--model", "goes_bad.Late", "--trainer.default_root_dir")
+    assert run_cli("fit", *given, "first", "--stop_after_task", "0").code == 0
+    branch = run_cli("fit", *given, "branch", "--ckpt_path", "first/version_0/checkpoints/task_0.ckpt")
+    refused(branch, "from the same checkpoint as this run did")
+    start = "--config branch/version_0/config.yaml --ckpt_path first/version_0/checkpoints/task_0.ckpt"
+    assert [start in line for line in commands(branch)] == [True, True]
+    resumed = run_cli("fit", *given, "first", "--ckpt_path", "last", "--trainer.gradient_clip_val", "0.5")
+    refused(resumed, "clipped at a smaller value")
+    assert ["--config first/version_0/config_resumed_1.yaml" in line for line in commands(resumed)] == [True, True]
+    assert "--trainer.gradient_clip_val 0.05" in commands(resumed)[0]
+
+
+def test_a_long_message_keeps_its_commands() -> None:
+    commands = [f"  lightning-cil fit --config {'folder/' * 60}{i}.yaml" for i in range(2)]
+    text = explain(NonFiniteError("\n".join(["a word " * 200, *commands])))
+    assert text.splitlines()[1:] == commands
+    assert text.splitlines()[0].endswith(" …")
 
 
 FULL_DISK = """

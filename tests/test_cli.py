@@ -2,6 +2,9 @@
 
 import csv
 import json
+import shlex
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from lightning_cil.callbacks.interruption import resume_command
 from tests.conftest import RunCli
 
 FAST = ("--model.init_args.epochs", "1", "--trainer.limit_train_batches", "8")
@@ -166,8 +170,6 @@ def test_debug_shows_the_traceback(run_cli: RunCli, tmp_path: Path) -> None:
 
 
 def test_a_class_beside_the_config_is_found(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     (tmp_path / "mine_at_hand.py").write_text("from lightning_cil.methods import FineTune\nclass Mine(FineTune): ...\n")
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
     code, out, err = run_cli(
@@ -257,3 +259,87 @@ def test_validate_sees_all_tasks_of_the_checkpoint_and_needs_held_out_data(run_c
     assert "held-out data of task 1 to 2:  Class-IL" in out
     code, _, err = run_cli("validate", "--config", run / "config.yaml", *ckpt, "--data.init_args.val_fraction", "0.0")
     assert code == 1
+
+
+@pytest.mark.parametrize("name", ["EarlyStopping", "ModelCheckpoint"])
+def test_a_short_name_that_lightning_has_too_means_this_packages_class(
+    run_cli: RunCli, tmp_path: Path, name: str
+) -> None:
+    config = tmp_path / "monitor.yaml"
+    config.write_text(f"trainer: {{callbacks: [{{class_path: {name}, init_args: {{monitor: val/loss}}}}]}}\n")
+    data = ("--data", "SplitDigits", "--model", "FineTune", "--print_config")
+    for given in (
+        ("--config", config),
+        ("--trainer.callbacks", name, "--trainer.callbacks.monitor", "val/loss"),
+        ("--trainer.callbacks+", name, "--trainer.callbacks.monitor", "val/loss"),
+    ):
+        code, out, err = run_cli("fit", *given, *data)
+        assert code == 0, err
+        (callback,) = yaml.safe_load(out)["trainer"]["callbacks"]
+        assert callback["class_path"].startswith("lightning_cil.callbacks.")
+        assert callback["class_path"].endswith(f".{name}")
+
+
+def test_a_stopped_run_prints_the_commands_that_go_on_and_what_is_finished_says_so(
+    run_cli: RunCli, tmp_path: Path
+) -> None:
+    first = ("fit", "--config", "examples/quickstart.yaml", "--trainer.default_root_dir", tmp_path / "my runs", *FAST)
+    code, out, err = run_cli(*first, "--stop_after_task", "3")
+    assert code == 0, err
+    (line,) = (line for line in out.splitlines() if line.startswith("Go on:"))
+    command = shlex.split(line.removeprefix("Go on:"))
+    assert command[-2:] == ["--ckpt_path", "last"]
+    assert str(tmp_path / "my runs") in command
+    assert "--stop_after_task" not in command
+    code, out, err = run_cli(*command[1:])
+    assert code == 0, err
+    assert [line[:8] for line in out.splitlines() if line.startswith("task ")] == ["task 5/5"]
+    (line,) = (line for line in out.splitlines() if "lightning-cil predict" in line)
+    assert str(tmp_path / "my runs" / "version_0" / "config.yaml") in shlex.split(line)
+
+    code, out, err = run_cli(*command[1:], "--model.init_args.ce_scope", "task")
+    assert code == 0, err
+    assert "last.ckpt is finished: nothing to train." in out
+    assert "the value given here is used" not in out
+
+
+def test_the_command_that_goes_on_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["lightning-cil", "fit", "--stop_after_task=0", "--ckpt_path", "a", "--config", "a b.yaml"]
+    expected = "fit --config 'a b.yaml' --ckpt_path last"
+    assert resume_command(given, without=["--stop_after_task"]) == f"lightning-cil {expected}"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    printed = resume_command(given, without=["--stop_after_task"])
+    assert printed.startswith("start torchrun again")
+    assert printed.endswith(f"-m lightning_cil {expected}")
+
+
+def test_other_processes_leave_wrong_input_to_the_first(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("fit", "--data", "SplitDigits", "--model", "ERR")
+    assert "no class `ERR`" in run_cli(*given).stderr
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    code, _, err = run_cli(*given)
+    assert code == 2
+    assert err == ""
+
+
+def test_other_processes_say_what_their_own_batch_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_cil.cli import _is_said_by_rank_0
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for module, said in (("lightning.pytorch.loops.fit_loop", False), ("lightning_cil.data.base", True)):
+        scope = {"__name__": module}
+        exec("def run():\n    raise ValueError('an image')", scope)
+        with pytest.raises(ValueError, match="an image") as caught:
+            scope["run"]()
+        assert _is_said_by_rank_0(caught.value) is said
+
+
+def test_ctrl_c_while_everything_is_imported(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(types.ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "lightning_cil.cli", Slow("lightning_cil.cli"))
+    code, _, err = run_cli("fit")
+    assert code == 130
+    assert err.strip() == "lightning-cil fit: interrupted"

@@ -1,5 +1,6 @@
 """`FiniteLoss`: ends a run whose loss is NaN or infinite, before a checkpoint of it is written."""
 
+import inspect
 import math
 import shlex
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.checkpoint import StreamCheckpoint
+from lightning_cil.callbacks.interruption import given_option, interruption
 from lightning_cil.callbacks.stream_state import stream_state
 
 LONGEST_WAIT = 1000
@@ -42,6 +44,7 @@ class FiniteLoss(StreamCallback):
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
         self._places: list[tuple[int, int]] = []
+        self._step = 0
         self._resumed = False
         self._error: NonFiniteError | None = None
 
@@ -52,6 +55,7 @@ class FiniteLoss(StreamCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with no loss."""
         self._losses, self._places, self._error = [], [], None
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -64,7 +68,8 @@ class FiniteLoss(StreamCallback):
         self._losses.append(loss.detach())
         self._places.append((batch_idx, step))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (every and step % every == 0) or len(self._losses) >= LONGEST_WAIT:
+        stepped, self._step = step != self._step, step  # under accumulation not after every batch
+        if (every and stepped and step % every == 0) or len(self._losses) >= LONGEST_WAIT:
             self._look(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -128,18 +133,24 @@ class FiniteLoss(StreamCallback):
         state = stream_state(trainer)
         finished = state.current_task.index - 1 if state is not None and state.current_task is not None else -1
         last, task = self._file(trainer, "last.ckpt"), self._file(trainer, f"task_{finished}.ckpt")
-        ways = [(last, "trainer.gradient_clip_val", "1.0")]
-        ways += [(task, "model.optimizer.lr", f"{float(rate) / 10:g}")] if rate else []
+        listener = interruption(trainer)
+        first = given_option(listener.command if listener else None, "--ckpt_path") if self._resumed else None
+        clip = float(trainer.gradient_clip_val or 0)
+        ways = [(last or first, "trainer.gradient_clip_val", f"{clip / 10:g}" if clip else "1.0")]
+        if rate and takes_argument(type(trainer.lightning_module), "optimizer"):
+            ways += [(task or first, "model.optimizer.lr", f"{float(rate) / 10:g}")]
+        clipped = "gradients clipped at a smaller value" if clip else "clipped gradients"
+        start = "the checkpoint that this run went on from" if self._resumed else "the start"
         if last is not None:
-            text = f"Last good checkpoint: {last}. Go on from it with clipped gradients, or from "
-            text += f"{'the last finished task' if task else 'the start'} with a smaller learning rate"
+            text = f"Last good checkpoint: {last}. Go on from it with {clipped}, or from "
+            text += f"{'the last finished task' if task else start} with a smaller learning rate"
         elif self._resumed:
-            text = "Go on from the same checkpoint as this run did, with clipped gradients or a smaller learning rate"
+            text = f"Go on from the same checkpoint as this run did, with {clipped} or a smaller learning rate"
         else:
-            text = "No checkpoint was written before; start again with clipped gradients or a smaller learning rate"
+            text = f"No checkpoint was written before; start again with {clipped} or a smaller learning rate"
         if str(trainer.precision).startswith("16"):
             text += ", or with `precision='bf16-mixed'`, for 16 bits overflow early"
-        config = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
+        config = newest_config(Path(trainer.log_dir or trainer.default_root_dir))
         return "\n  ".join([f"{text}:", *(_command(config, *way) for way in ways)])
 
     def _file(self, trainer: Trainer, name: str) -> Path | None:
@@ -159,9 +170,29 @@ def _worst(trainer: Trainer, found: Tensor) -> tuple[float, float] | None:
     return min(rows, key=lambda row: row[0], default=None)
 
 
-def _command(config: Path, checkpoint: Path | None, key: str, value: str) -> str:
+def newest_config(folder: Path) -> Path | None:
+    """The config that was used last in a run folder: `config.yaml`, or that of the last time the run went on."""
+    resumed = [p for p in folder.glob("config_resumed_*.yaml") if p.stem.rpartition("_")[2].isdecimal()]
+    config = max(resumed, key=lambda p: int(p.stem.rpartition("_")[2]), default=folder / "config.yaml")
+    return config if config.exists() else None
+
+
+def takes_argument(kind: type, name: str) -> bool:
+    """Whether a class's constructor has an argument, its own or, through `**kwargs`, that of a base."""
+    for base in kind.__mro__:
+        make: Any = vars(base).get("__init__")
+        if make is not None:
+            parameters = inspect.signature(make).parameters
+            if name in parameters:
+                return True
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                return False
+    return False
+
+
+def _command(config: Path | None, checkpoint: Path | str | None, key: str, value: str) -> str:
     """What to type, or what to give in a script."""
-    if not config.exists():
+    if config is None:
         start = f"ckpt_path='{checkpoint}', " if checkpoint else ""
         return f"{start}{key.rpartition('.')[2]}={value}"
     start = f" --ckpt_path {shlex.quote(str(checkpoint))}" if checkpoint else ""

@@ -1,13 +1,14 @@
-"""`Interruption`: SIGTERM, Ctrl-C and SLURM's requeue signal end a run where it can be resumed exactly."""
+"""`Interruption`: SIGTERM, SIGHUP, Ctrl-C and SLURM's requeue signal end a run where it can be resumed exactly."""
 
 import os
 import shlex
 import signal
+import stat
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,7 +37,7 @@ class Interrupted(SIGTERMException):
 
 
 class Interruption(StreamCallback):
-    """Ends the run at the next safe point after SIGTERM, SIGINT (Ctrl-C) or SLURM's requeue signal.
+    """Ends the run at the next safe point after SIGTERM, SIGHUP, SIGINT (Ctrl-C) or SLURM's requeue signal.
 
     | when the signal comes | what happens |
     |---|---|
@@ -47,7 +48,7 @@ class Interruption(StreamCallback):
     A handler only notes the signal. Several processes agree at the start of a step (in place of Lightning's own
     message; on GPUs of every 16th), so that all end at the same one whichever of them got the signal. After SLURM's
     requeue signal the checkpoint is also kept as `hpc_ckpt_<n>.ckpt` in the root, and the job is put back into the
-    queue.
+    queue. SIGHUP, a closed terminal, is as SIGTERM, except under nohup, which has it ignored.
 
     Attributes:
         command: Command line of the run, where there is one; what to type to go on is derived from it.
@@ -62,7 +63,7 @@ class Interruption(StreamCallback):
         self._pid = os.getpid()
         self._pending = self._agreed = self._batches = 0
         self._since = 0.0
-        self._training = False
+        self._training = self._said = False
         self._trainer: Trainer | None = None
         self._previous: dict[int, Any] = {}
 
@@ -74,7 +75,7 @@ class Interruption(StreamCallback):
         self._clear()
         self._trainer, self._requeue_signal = trainer, requeue_signal
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT, requeue_signal):
+            for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, requeue_signal):
                 if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:  # nohup and the like
                     self._previous[signum] = signal.signal(signum, self._handle)
         try:
@@ -94,10 +95,13 @@ class Interruption(StreamCallback):
             signal.signal(signum, self._previous.pop(signum))
             os.kill(self._pid, signum)
             return
+        if signum == signal.SIGHUP:
+            _leave_terminal()
+        first = not self._pending
         if self._pending != signal.SIGTERM:
             self._pending = signum
             self._since = time.monotonic()
-        if self._training and trainer.is_global_zero:
+        if first and self._training and trainer.is_global_zero:
             _write(f"\n{_name(signum)}: the run ends after this step with a checkpoint.")
         if not self._training and trainer.world_size == 1:
             self.stop(trainer, saved=False)
@@ -173,7 +177,8 @@ class Interruption(StreamCallback):
         if signum == self._requeue_signal and not self._requeue(trainer, last):
             self._pending = self._agreed = 0
             return
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not self._said:  # a second signal may come before the first one has ended it
+            self._said = True
             _write(self._message(trainer, signum, last, saved))
         if trainer.world_size > 1:
             trainer.strategy.barrier("Interruption")
@@ -193,9 +198,23 @@ class Interruption(StreamCallback):
             lines += [f"Saved: {last}"]
         else:
             lines += [f"The last checkpoint, {last}, is from before this work, which is repeated exactly from there."]
-        if self.command is None:
-            return "\n".join([*lines, f"Go on:  fit(..., ckpt_path='last'), or ckpt_path={str(last)!r}"])
-        return "\n".join([*lines, f"Go on:  {resume_command(self.command)}"])
+        if signum != self._requeue_signal:  # else the cluster does
+            lines += [f"Go on:  {self.way_on(trainer, last)}"]
+        return "\n".join(lines)
+
+    def way_on(self, trainer: Trainer, checkpoint: Path, without: Sequence[str] = ()) -> str:
+        """What to type, or to call, to go on with the run.
+
+        Args:
+            trainer: The trainer.
+            checkpoint: The file to go on from.
+            without: Options of the command line that must not be repeated.
+        """
+        is_last = checkpoint.name == "last.ckpt"
+        if self.command is not None:
+            return resume_command(self.command, "last" if is_last else str(checkpoint), without)
+        knows_last = is_last and hasattr(trainer, "stop_after_task")  # an `IncrementalTrainer`
+        return "fit(..., ckpt_path='last'), or " * knows_last + f"ckpt_path={str(checkpoint)!r}"
 
     # ------------------------------------------------------------------ which run a checkpoint is of
 
@@ -263,18 +282,38 @@ def _scontrol(job: str) -> bool:
         return False
 
 
-def resume_command(command: Sequence[str]) -> str:
-    """The same command with `--ckpt_path last`."""
+def resume_command(command: Sequence[str], checkpoint: str = "last", without: Sequence[str] = ()) -> str:
+    """The same command with `--ckpt_path last`, or another checkpoint, and without some of its options."""
+    dropped = ("--ckpt_path", *without)
     kept = []
     skip = False
     for argument in command:
-        if skip or argument.startswith("--ckpt_path="):
+        if skip or argument.startswith(tuple(f"{name}=" for name in dropped)):
             skip = False
-        elif argument == "--ckpt_path":
+        elif argument in dropped:
             skip = True
         else:
             kept.append(argument)
-    return shlex.join([*kept, "--ckpt_path", "last"])
+    kept += ["--ckpt_path", checkpoint]
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a command of its own would be a single process
+        return f"start torchrun again with the options it had and  -m lightning_cil {shlex.join(kept[1:])}"
+    return shlex.join(kept)
+
+
+def given_option(command: Sequence[str] | None, name: str) -> str | None:
+    """The value that a command line has for an option, the last one if it is repeated."""
+    found = None
+    for position, argument in enumerate(command or ()):
+        if argument.startswith(f"{name}="):
+            found = argument.partition("=")[2]
+        elif argument == name and command is not None and position + 1 < len(command):
+            found = command[position + 1]
+    return found
+
+
+def interruption(trainer: Trainer) -> Interruption | None:
+    """The trainer's, `None` in a stock run."""
+    return next((c for c in trainer.callbacks if isinstance(c, Interruption)), None)  # type: ignore[attr-defined]
 
 
 def _checkpoint(trainer: Trainer) -> StreamCheckpoint | None:
@@ -295,4 +334,15 @@ def _name(signum: int) -> str:
 
 
 def _write(text: str) -> None:
-    os.write(2, (text + "\n").encode())  # a handler must not use buffered files
+    with suppress(OSError):  # a reader that is gone must not keep the run from ending well
+        os.write(2, (text + "\n").encode())  # a handler must not use buffered files
+
+
+def _leave_terminal() -> None:
+    """What is printed into a terminal that was closed raises; the step in progress and its checkpoint come first."""
+    for output in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(output).st_mode) and not os.isatty(output):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, output)
+                os.close(nowhere)

@@ -1,5 +1,6 @@
 """`StreamSummary`: a line after every task; at the end the matrix, the scores and where everything is."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.interruption import interruption
 from lightning_cil.callbacks.results import scores_of
 from lightning_cil.callbacks.stream_state import StreamState, stream_state
 from lightning_cil.types import SCENARIOS, Scenario, Task
@@ -44,7 +46,7 @@ class StreamSummary(StreamCallback):
         for scenario in SCENARIOS:
             lines += [*matrix_lines(state, scenario), scores_line(state, scenario), ""]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            lines += _next_steps(log_dir, state)
+            lines += _next_steps(trainer, log_dir, state)
         rank_zero_print("\n".join(lines))
 
 
@@ -96,16 +98,19 @@ def validation_line(found: Sequence[Mapping[str, float]]) -> str:
     return f"held-out data of {tasks}:  {scores}  loss {values['val/loss']:.4f}"
 
 
-def _next_steps(log_dir: str | None, state: StreamState) -> list[str]:
+def _next_steps(trainer: Trainer, log_dir: str | None, state: StreamState) -> list[str]:
     folder = Path(log_dir or ".")
     there = [n for n in ("results.json", "matrix.csv", "config.yaml", "checkpoints/") if (folder / n).exists()]
     checkpoints = [c for c in (f"task_{state.task}.ckpt", "last.ckpt") if (folder / "checkpoints" / c).exists()]
     if state.task + 1 < state.num_tasks:
-        lines = [f"Stopped after task {state.task} (of 0 to {state.num_tasks - 1}). Run folder: {log_dir}"]
-        if checkpoints:
-            lines += [f"Go on:  the same command with  --ckpt_path {log_dir}/checkpoints/{checkpoints[0]}"]
+        stopped = f"Stopped after task {state.task} (of 0 to {state.num_tasks - 1})."
+        lines = [f"{stopped} Run folder: {log_dir}" if folder.is_dir() and log_dir else stopped]
+        listener = interruption(trainer)
+        if checkpoints and listener is not None:
+            newest = folder / "checkpoints" / checkpoints[-1]
+            lines += [f"Go on:  {listener.way_on(trainer, newest, without=['--stop_after_task'])}"]
         return lines
-    lines = [f"Run folder: {log_dir}   ({', '.join(there)})"]
+    lines = [f"Run folder: {log_dir}   ({', '.join(there)})"] if there else []
     if "config.yaml" in there:  # started by the command line
         lines += [
             "Next:  lightning-cil methods            the methods there are, to put in `model.class_path`",
@@ -113,8 +118,8 @@ def _next_steps(log_dir: str | None, state: StreamState) -> list[str]:
         ]
         if checkpoints:
             lines += [
-                f"       lightning-cil predict --config {log_dir}/config.yaml "
-                f"--ckpt_path {log_dir}/checkpoints/{checkpoints[-1]} --images FOLDER",
+                f"       lightning-cil predict --config {shlex.quote(f'{log_dir}/config.yaml')} --ckpt_path "
+                f"{shlex.quote(f'{log_dir}/checkpoints/{checkpoints[-1]}')} --images FOLDER",
             ]
     return lines
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cil.callbacks import FiniteLoss, NonFiniteError, StreamCheckpoint
+from lightning_cil.callbacks.finite_loss import takes_argument
 from lightning_cil.methods import FineTune
 from tests.streams import fit, make
 
@@ -117,6 +118,47 @@ def test_a_step_without_logging_reads_nothing_from_the_device() -> None:
     trainer.global_step = 50
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         callback.on_train_batch_end(trainer, module, {"loss": loss}, None, 49)
+
+
+def test_under_accumulation_a_step_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    callback = FiniteLoss()
+    monkeypatch.setattr(callback, "_look", lambda trainer: looks.append(trainer.batch))
+    trainer: Any = SimpleNamespace(global_step=0, log_every_n_steps=2, batch=0)
+    module: Any = None
+    callback.on_train_start(trainer, module)
+    for batch in range(1, 33):
+        trainer.batch, trainer.global_step = batch, batch // 4
+        callback.on_train_batch_end(trainer, module, torch.zeros(()), None, batch - 1)
+    assert looks == [8, 16, 24, 32]
+
+
+def test_clipped_gradients_are_not_advised_again(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="clipped at a smaller value") as caught:
+        fit(tmp_path, make(Poisoned, epochs=2), gradient_clip_val=1.0)
+    assert "gradient_clip_val=0.1" in str(caught.value)
+
+
+class NoOptimizer(FineTune):
+    """Its rate of learning cannot be given."""
+
+    def __init__(self, *, epochs: int = 2) -> None:
+        super().__init__(epochs=epochs)
+
+
+class PassesOn(FineTune):
+    """Its arguments are those of the base, too."""
+
+    def __init__(self, *, scale: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+def test_a_rate_is_advised_only_where_it_can_be_given() -> None:
+    assert takes_argument(FineTune, "optimizer")
+    assert takes_argument(PassesOn, "optimizer")
+    assert takes_argument(Poisoned, "optimizer")
+    assert not takes_argument(NoOptimizer, "optimizer")
+    assert not takes_argument(Plain, "optimizer")
 
 
 class Plain(LightningModule):

@@ -52,7 +52,7 @@ def test_every_path_it_prints_exists(tmp_path: Path, capsys: pytest.CaptureFixtu
     fit(tmp_path, make(FineTune), TinyTasks(), stop_after_task=1)
     text = capsys.readouterr().out
     assert "Stopped after task 1 (of 0 to 2)." in text
-    (path,) = re.findall(r"--ckpt_path (\S+)", text)
+    (path,) = re.findall(r", or ckpt_path='(.+)'", text)
     assert Path(path).is_file()
     fit(tmp_path, make(FineTune), TinyTasks(), ckpt_path=path)
     text = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_it_names_no_checkpoint_that_is_not_there(
     callbacks, options = ([checkpoints], {}) if checkpoints else ([], {"enable_checkpointing": False})
     fit(tmp_path, make(FineTune), TinyTasks(), callbacks, stop_after_task=1, **options)
     text = capsys.readouterr().out
-    paths = re.findall(r"--ckpt_path (\S+)", text)
+    paths = re.findall(r", or ckpt_path='(.+)'", text)
     assert [Path(p).name for p in paths] == (["last.ckpt"] if checkpoints else [])
     assert all(Path(p).is_file() for p in paths)
     fit(tmp_path / "all", make(FineTune), TinyTasks(), callbacks, **options)
