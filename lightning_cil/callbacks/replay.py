@@ -404,11 +404,8 @@ class ReplayBuffer(StreamCallback):
         sizes = dict(self.store.nbytes())
         images = sizes.pop("image", self._image_bytes * len(self.store))
         logits = sum(sizes.pop(name, 0) for name in self.columns)
-        return {
-            "exemplar_bytes": images,
-            "exemplar_label_bytes": sum(sizes.values()),
-            "stored_logit_bytes": logits,
-        }
+        lines = {"exemplar_bytes": images, "exemplar_label_bytes": sum(sizes.values())}
+        return {**lines, "stored_logit_bytes": logits} if self.columns else lines
 
     def _seed(self, trainer: Trainer) -> int:
         state: StreamState | None = stream_state(trainer)

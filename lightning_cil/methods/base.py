@@ -183,8 +183,8 @@ class IncrementalModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     @abstractmethod
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | dict[str, Tensor]:
+        """Return the loss of a batch, or a dict with it under `loss` and what callbacks ask for."""
 
     def log_terms(self, **terms: Tensor) -> None:
         """Log loss terms as `train/<name>`, on the trainer's logging steps only: logging costs more than it seems."""
