@@ -52,7 +52,7 @@ class DERPlusPlus(IncrementalModule):
     def __init__(
         self,
         *,
-        backbone: str | Backbone | nn.Module = "resnet18",
+        backbone: str | Backbone | nn.Module = "resnet32",
         head: HeadKind = "linear",
         scenario: Scenario = "class_il",
         epochs: int = 50,

@@ -14,12 +14,13 @@ and the Class-IL budget of NFL's tables.
 Departures. Every batch of new data is joined by exemplars (`ReplayBuffer(batch_size=…)`), while the paper shuffles
 them into the task's data once. The budget's remainder goes to the first classes. A class that loses its exemplars,
 with a budget below the number of classes, keeps the mean that it had when it was learned (results: `nme_fallback`).
-The binary form has outputs of the classes seen; the authors' script has those of all classes from the start and takes
-unseen ones as negatives: `full_head=True`. Their script averages the means with those of mirrored images:
-`mirrored_means=True`. Their rule of herding is `ReplayBuffer(selection='herding_inner_product')`.
+The binary form takes all classes of the stream as outputs from the start, unseen ones as negatives, as the authors'
+script does; `full_head=False` has outputs of the classes seen, as the paper. Their script averages the means with those
+of mirrored images: `mirrored_means=True`. Their rule of herding is `ReplayBuffer(selection='herding_inner_product')`.
 
 While a task is trained, the means are those of the task before, so that validation uses the linear head. Classes
-without a mean, all future ones among them, are never predicted: NME has no forward transfer.
+without a mean, all future ones among them, are never predicted: NME has no forward transfer, and its accuracy on tasks
+to come is 0 in both scenarios, which PS reads.
 """
 
 from collections.abc import Iterable, Iterator
@@ -56,8 +57,9 @@ class ICaRL(IncrementalModule):
         head: See `IncrementalModule`.
         scenario: See `IncrementalModule`; iCaRL trains both alike, Task-IL compares the task's means only.
         epochs: Passes over each task's data (the paper: 70 on CIFAR-100).
-        optimizer: See `IncrementalModule`. Default: lr 2, momentum 0.9, weight decay 1e-5 (the authors' for CIFAR-100
-            and the binary loss); lr 0.1, weight decay 5e-4 for the softmax loss (PyCIL).
+        optimizer: See `IncrementalModule`. Default: lr 2, momentum 0.9, weight decay 1e-5 for the binary loss (the
+            authors' for CIFAR-100: a mean over 100 outputs; lower it for fewer); lr 0.1, weight decay 5e-4 for the
+            softmax loss (PyCIL).
         lr_scheduler: See `IncrementalModule`. The authors divide by 5 after 49 and 63 of 70 epochs.
         loss: `binary`: the paper's; `softmax`: PyCIL's, who found it to score better.
         distillation_weight: Weight of the distillation of the softmax loss, at least 0 (PyCIL: 1).
@@ -65,8 +67,8 @@ class ICaRL(IncrementalModule):
         classifier: What predicts: `nme`: the nearest mean of exemplars; `linear`: the head. The other one's scores are
             in `results.json` as `other_classifier`.
         mirrored_means: Average each class mean with that of the mirrored images (the authors' script).
-        full_head: Outputs of all classes from the first task on; the binary loss takes unseen ones as negatives (the
-            authors' script).
+        full_head: Outputs of all classes from the first task on, unseen ones being negatives of the binary loss.
+            Default: for this loss (the authors' script), not for the other, which it does not suit.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class ICaRL(IncrementalModule):
         temperature: float = 2.0,
         classifier: Classifier = "nme",
         mirrored_means: bool = False,
-        full_head: bool = False,
+        full_head: bool | None = None,
     ) -> None:
         if loss not in ("binary", "softmax") or classifier not in ("nme", "linear"):
             raise ValueError(
@@ -112,7 +114,7 @@ class ICaRL(IncrementalModule):
         self.temperature = temperature
         self.classifier: Classifier = classifier
         self.mirrored_means = mirrored_means
-        self.full_head = full_head
+        self.full_head = loss == "binary" if full_head is None else full_head
         self.no_forward_transfer = NO_PROTOTYPES if classifier == "nme" else None
         self.means = self._no_means()
         """Of the classes seen when the last task ended; what `nme` compares with."""

@@ -57,9 +57,9 @@ def slow_binary(logits: list[list[float]], teacher: list[list[float]], target: l
     return total / (len(logits) * len(logits[0]))
 
 
-@pytest.mark.parametrize(("full_head", "columns"), [(False, 7), (True, 9)])
-def test_the_binary_loss_is_the_papers(full_head: bool, columns: int) -> None:
-    module, b = third_task(full_head=full_head), batch(columns if full_head else 4)
+@pytest.mark.parametrize(("full_head", "columns"), [(False, 7), (None, 9), (True, 9)])
+def test_the_binary_loss_is_the_papers(full_head: bool | None, columns: int) -> None:
+    module, b = third_task(full_head=full_head), batch(4 if full_head is False else columns)
     logits, teacher, target = outputs(module, b)
     assert {len(row) for row in logits} == {columns}
     assert module.training_step(b, 0).item() == pytest.approx(slow_binary(logits, teacher, target), rel=1e-9)
@@ -203,9 +203,9 @@ def test_exemplars_by_the_scripts_rule(tmp_path: Path) -> None:
 
 def test_a_checkpoint_predicts_as_the_run_did(tmp_path: Path) -> None:
     buffer = ReplayBuffer(total=20, selection="herding")
-    trainer = fit(tmp_path, make(ICaRL, full_head=True), SplitDigits(num_tasks=5), [buffer], stop_after_task=2)
+    trainer = fit(tmp_path, make(ICaRL), SplitDigits(num_tasks=5), [buffer], stop_after_task=2)
     path = Path(trainer.log_dir or "") / "checkpoints" / "task_1.ckpt"
-    module = make(ICaRL, full_head=True)
+    module = make(ICaRL)
     found = trainer.test(module, datamodule=SplitDigits(num_tasks=5), ckpt_path=path, verbose=False)[0]
     row = results(trainer)["matrix"]["class_il"][1]
     assert [found[f"test/class_il/task_{j}"] for j in range(2)] == pytest.approx(row[:2])
