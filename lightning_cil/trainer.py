@@ -287,7 +287,8 @@ class IncrementalTrainer(Trainer):
             saved = peek(ckpt_path)
             check_learned(saved, str(ckpt_path), datamodule, method=type(model).__name__)
             if isinstance(self.strategy, ModelParallelStrategy):
-                for size in saved["lightning_cil"]["task_sizes"][len(model.head.sizes) :]:
+                ours = saved["lightning_cil"]
+                for size in ours.get("head_sizes", ours["task_sizes"])[len(model.head.sizes) :]:
                     model.head.grow(size)
         return ckpt_path
 

@@ -53,6 +53,12 @@ class Batch(TypedDict, total=False):
     """long `[R]`."""
     replay_index: Tensor
     """long `[R]`."""
+    replay_logits: Tensor
+    """float `[R, columns]`: what they were when the exemplars were stored (`ReplayBuffer(columns=['logits'])`)."""
+    replay2_image: Tensor
+    """float `[R, channels, height, width]`: a second, independent draw (`ReplayBuffer(num_draws=2)`)."""
+    replay2_target: Tensor
+    """long `[R]`."""
     teacher_logits: Tensor
     """float `[B, old]`: the old model's logits for `image` (added by `Teacher`)."""
     replay_teacher_logits: Tensor

@@ -9,6 +9,7 @@ from lightning_cil.callbacks.freezing import StagedFreezing
 from lightning_cil.callbacks.interruption import Interruption
 from lightning_cil.callbacks.live_figures import LiveFigures
 from lightning_cil.callbacks.monitors import EarlyStopping, ModelCheckpoint
+from lightning_cil.callbacks.other_classifier import OtherClassifier
 from lightning_cil.callbacks.progress import StreamProgressBar
 from lightning_cil.callbacks.random_state import RandomState
 from lightning_cil.callbacks.records import PredictionRecords
@@ -27,6 +28,7 @@ __all__ = [
     "LiveFigures",
     "ModelCheckpoint",
     "NonFiniteError",
+    "OtherClassifier",
     "PredictionRecords",
     "RandomState",
     "ReplayBuffer",

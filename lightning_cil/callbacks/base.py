@@ -55,7 +55,11 @@ class StreamCallback(Callback):
         """After the last task that this run trains."""
 
     def footprint(self) -> dict[str, int]:
-        """Bytes held beside the network, by line of `metrics.footprint`; summed over callbacks."""
+        """Bytes held beside the network, by line of `metrics.footprint`; summed over callbacks and the module."""
+        return {}
+
+    def extra_results(self, done: int) -> dict[str, Any]:
+        """Further entries of `results.json` after `done` tasks, plain JSON types; a module can have some too."""
         return {}
 
 

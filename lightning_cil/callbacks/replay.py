@@ -1,6 +1,7 @@
 """`ReplayBuffer`: exemplars of old classes, mixed into training batches."""
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from lightning_cil.replay import (
     draw_rows,
     first_per_class,
     herding,
+    herding_inner_product,
     last_writers,
     random_choice,
     reservoir_slots,
@@ -30,7 +32,11 @@ COPIED_AT_ONCE = 1024
 """Images between two places, so that choosing exemplars takes little memory beside them."""
 LARGEST_STORED = 64
 
-Selection = Literal["reservoir", "balanced", "herding"]
+Selection = Literal["reservoir", "balanced", "herding", "herding_inner_product"]
+BY_FEATURES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "herding": herding,
+    "herding_inner_product": herding_inner_product,
+}
 
 
 class ReplayBuffer(StreamCallback):
@@ -38,8 +44,8 @@ class ReplayBuffer(StreamCallback):
 
     | hook | effect |
     |---|---|
-    | `on_train_batch_start` | dict batches: `replay_image`, `replay_target`, `replay_task`, `replay_index`; `[x, y]` lists: exemplars are appended to x and y |
-    | `on_train_batch_end` | `update='batch'`: the batch is offered to the reservoir |
+    | `on_train_batch_start` | dict batches: `replay_image`, `replay_target`, `replay_task`, `replay_index` and `replay_<column>`, of a second draw `replay2_image` and so on; `[x, y]` lists: exemplars are appended to x and y |
+    | `on_train_batch_end` | `update='batch'`: the batch is offered to the reservoir, with what the step returned for `columns` |
     | `on_task_end` | `update='task'`: exemplars of the task are selected |
     | `on_train_end` | stock fit: the same, from the fit's dataset |
     | checkpoint | the store under an own key, weights_only-safe |
@@ -51,13 +57,17 @@ class ReplayBuffer(StreamCallback):
         total: Budget in exemplars, shared by all classes seen.
         per_class: Budget in exemplars for each class. Exactly one of `total` and `per_class`.
         selection: `reservoir`: every sample has the same chance (needs `total`); `balanced`: equal shares of classes,
-            chosen at random; `herding`: equal shares, in iCaRL's order (needs `module.features`).
+            chosen at random; `herding`: equal shares, in iCaRL's order (needs `module.features`);
+            `herding_inner_product`: the same by the rule of iCaRL's script.
         update: When samples are offered: `task`: each once, at the end of its task; `batch`: with every batch of
             every epoch, as in online replay (reservoir only).
         batch_size: Exemplars added to each process's batch; by default as many as the batch has samples.
         storage: `uint8`: images; `index`: positions in the training set, read again when drawn; `auto`: `uint8` up to
             64 pixels a side.
         allow_missing_classes: Accept a budget below the number of classes: some classes then have no exemplar.
+        columns: What is stored beside image and label: keys of the dict that `training_step` returns, each `[B, …]`
+            (`update='batch'` only), such as the logits of the augmented images.
+        num_draws: Independent draws a step, each of `batch_size`.
         seed: Of a stock fit; a stream has its own.
 
     Raises:
@@ -75,6 +85,8 @@ class ReplayBuffer(StreamCallback):
         batch_size: int | None = None,
         storage: Literal["auto", "uint8", "index"] = "auto",
         allow_missing_classes: bool = False,
+        columns: Sequence[str] = (),
+        num_draws: int = 1,
         seed: int = 0,
     ) -> None:
         if (total is None) == (per_class is None):
@@ -87,12 +99,21 @@ class ReplayBuffer(StreamCallback):
                 f"got `total={total}`, `per_class={per_class}`, `batch_size={batch_size}`; expected at least 1. "
                 "To train without exemplars, take the callback out."
             )
-        if selection not in ("reservoir", "balanced", "herding"):
-            raise ValueError(f"`selection={selection!r}`: expected 'reservoir', 'balanced' or 'herding'.")
+        if selection not in ("reservoir", "balanced", *BY_FEATURES):
+            raise ValueError(
+                f"`selection={selection!r}`: expected 'reservoir', 'balanced', 'herding' or 'herding_inner_product'."
+            )
         if selection == "reservoir" and total is None:
             raise ValueError("`selection='reservoir'` has no classes; give `total`, or choose 'balanced'.")
         if update == "batch" and selection != "reservoir":
             raise ValueError(f"`update='batch'` with `selection={selection!r}`: only a reservoir fills batch by batch.")
+        if isinstance(columns, str) or (columns and update != "batch"):
+            raise ValueError(
+                f"got `columns={columns!r}` with `update={update!r}`; expected a list of names, and `update='batch'`, "
+                "as a training step's outputs are there with its batch only."
+            )
+        if num_draws < 1:
+            raise ValueError(f"`num_draws={num_draws}`: expected at least 1 draw a step.")
         self.total = total
         self.per_class = per_class
         self.selection: Selection = selection
@@ -100,14 +121,16 @@ class ReplayBuffer(StreamCallback):
         self.batch_size = batch_size
         self.storage = storage
         self.allow_missing_classes = allow_missing_classes
+        self.columns = list(columns)
+        self.num_draws = num_draws
         self.seed = seed
         self.store = ExemplarStore(capacity=total)
         self.num_offered = 0
         self._image_bytes = 0
         self._by_index = False
         self._fits = 0
-        self._ahead: tuple[int, int, Future[Tensor]] | None = None
-        """Step, size and decoded images of the draw that comes next."""
+        self._ahead: dict[int, tuple[int, int, Future[Tensor]]] = {}
+        """Step, size and decoded images of the draws that come next, by their number in the step."""
 
     def __repr__(self) -> str:
         budget = f"total={self.total}" if self.total is not None else f"per_class={self.per_class}"
@@ -130,56 +153,71 @@ class ReplayBuffer(StreamCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add exemplars to the batch."""
         _check_batch(trainer, batch)
+        if not isinstance(batch, dict) and (self.columns or self.num_draws > 1):
+            raise TypeError(
+                f"`ReplayBuffer` with `columns={self.columns}`, `num_draws={self.num_draws}` got a list [x, y], to "
+                "which they cannot be added; expected the dict of an `IncrementalDataModule`. Leave both out."
+            )
         if not len(self.store):
             return
         current = batch["image"] if isinstance(batch, dict) else batch[0]
         size, step = self.batch_size or len(current), trainer.fit_loop.total_batch_idx
-        drawn = self.draw(trainer, size, step)
         if isinstance(batch, dict):
-            batch["replay_image"] = self._images(trainer, drawn, size, step, current.device)
-            for name in ("target", "task", "index"):
-                batch[f"replay_{name}"] = to_device(drawn[name], current.device)
+            for number in range(self.num_draws):
+                key = "replay" if number == 0 else f"replay{number + 1}"
+                drawn = self.draw(trainer, size, step, number)
+                batch[f"{key}_image"] = self._images(trainer, drawn, size, step, number, current.device)
+                for name in ("target", "task", "index", *self.columns):
+                    batch[f"{key}_{name}"] = to_device(drawn[name], current.device)
         else:
+            drawn = self.draw(trainer, size, step)
             x, y = drawn["image"], drawn["target"]
             if self.update == "task":  # stored as the dataset gives them: the user's batch transforms are still to come
                 x, y = trainer.strategy.batch_to_device([x, y])
             batch[0] = torch.cat([batch[0], x.to(batch[0])])
             batch[1] = torch.cat([batch[1], y.to(batch[1])])
 
-    def draw(self, trainer: Trainer, size: int, step: int) -> dict[str, Tensor]:
-        """This rank's share of the step's exemplars, as stored, with their augmentation `key`."""
+    def draw(self, trainer: Trainer, size: int, step: int, number: int = 0) -> dict[str, Tensor]:
+        """This rank's share of the step's exemplars, as stored, with their augmentation `key`.
+
+        Draws of one step that differ in `number` are independent.
+        """
         seed = self._seed(trainer)
-        rows = draw_rows(len(self.store), size * trainer.world_size, seed, 3, step)
+        words = [step, number] if number else [step]
+        rows = draw_rows(len(self.store), size * trainer.world_size, seed, 3, *words)
         drawn = self.store.gather(rows[trainer.global_rank * size : (trainer.global_rank + 1) * size])
         position = torch.arange(trainer.global_rank * size, (trainer.global_rank + 1) * size)
-        return {**drawn, "key": counter_hash(position, seed, 4, step)}
+        return {**drawn, "key": counter_hash(position, seed, 4, *words)}
 
-    def _images(self, trainer: Trainer, drawn: dict[str, Tensor], size: int, step: int, device: torch.device) -> Tensor:
+    def _images(
+        self, trainer: Trainer, drawn: dict[str, Tensor], size: int, step: int, number: int, device: torch.device
+    ) -> Tensor:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        image = drawn["image"] if "image" in drawn else self._decoded(trainer, drawn, size, step)
+        image = drawn["image"] if "image" in drawn else self._decoded(trainer, drawn, size, step, number)
         image, key = to_device(image, device), to_device(drawn["key"], device)
         if image.dtype == torch.uint8:
             image = datamodule.transform(image, key)
         return image
 
-    def _decoded(self, trainer: Trainer, drawn: dict[str, Tensor], size: int, step: int) -> Tensor:
+    def _decoded(self, trainer: Trainer, drawn: dict[str, Tensor], size: int, step: int, number: int) -> Tensor:
         """The images of a draw, read while the last step was computed; starts to read those of the next."""
         load = trainer.datamodule.load_augmented  # type: ignore[attr-defined]
-        if self._ahead is not None and self._ahead[:2] == (step, size):
-            image = self._ahead[2].result()
+        ahead = self._ahead.pop(number, None)
+        if ahead is not None and ahead[:2] == (step, size):
+            image = ahead[2].result()
         else:
             image = load(drawn["index"], drawn["key"])
-        self._ahead = None
         if self.update == "task" and not trainer.is_last_batch:
-            upcoming = self.draw(trainer, size, step + 1)  # a function of the step: the store stays as it is until then
+            # a function of the step: the store stays as it is until then
+            upcoming = self.draw(trainer, size, step + 1, number)
             reader = ThreadPoolExecutor(1)
-            self._ahead = (step + 1, size, reader.submit(load, upcoming["index"], upcoming["key"]))
+            self._ahead[number] = (step + 1, size, reader.submit(load, upcoming["index"], upcoming["key"]))
             reader.shutdown(wait=False)
         return image
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing has been read ahead for this fit."""
-        self._ahead = None
+        self._ahead = {}
 
     # ------------------------------------------------------------------ filling
 
@@ -209,13 +247,29 @@ class ReplayBuffer(StreamCallback):
         if self.update != "batch":
             return
         if isinstance(batch, dict):
-            index, target, task = (_gather(trainer, batch[n]).cpu() for n in ("index", "target", "task"))
-            self._offer_indices(trainer, index, target, task)
+            given = {name: batch[name] for name in ("index", "target", "task")} | self._returned(outputs, batch)
+            rows, slots = self._reservoir(len(batch["index"]) * trainer.world_size, self._seed(trainer))
+            if len(rows):  # later batches change less and less: only those that do wait for the device
+                self._write(trainer, slots, {n: _gather(trainer, v)[rows.to(v.device)].cpu() for n, v in given.items()})
         else:
             size = len(batch[0]) - (self.batch_size or len(batch[0]) // 2 if len(self.store) else 0)
             x, y = _gather(trainer, batch[0][:size].detach()), _gather(trainer, batch[1][:size])
             rows, slots = self._reservoir(len(x), self._seed(trainer))
             self.store.write(slots, {"image": x.cpu()[rows], "target": y.cpu()[rows]})
+
+    def _returned(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """What the training step returned for `columns`."""
+        found: dict[str, Tensor] = {}
+        for name in self.columns:
+            value = outputs.get(name) if isinstance(outputs, Mapping) else None
+            if not isinstance(value, Tensor) or len(value) != len(batch["index"]):
+                shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(
+                    f"`columns` names {name!r}, for which `training_step` returned {shape}; expected a tensor "
+                    f"[{len(batch['index'])}, …]. Return {{'loss': loss, {name!r}: …}}, or leave the column out."
+                )
+            found[name] = value.detach()
+        return found
 
     def on_task_end(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Select exemplars of the finished task and shorten those of older ones."""
@@ -230,10 +284,11 @@ class ReplayBuffer(StreamCallback):
             self._offer_indices(trainer, index[order], target[order], torch.full_like(index, task.index))
             return
         quotas = self.quotas(task.num_seen)
-        if self.selection == "herding":
+        rule = BY_FEATURES.get(self.selection)
+        if rule is not None:
             features, index = extract_features(trainer, module, datamodule.eval_loader(index))
             target = datamodule.labels("train")[index]
-            chosen = _by_class(target, quotas, lambda members, m: herding(features[members], m))
+            chosen = _by_class(target, quotas, lambda members, m: rule(features[members], m))
             chosen = trainer.strategy.broadcast(chosen)
         else:
             chosen = _by_class(target, quotas, lambda members, m: random_choice(index[members], m, seed, 6))
@@ -242,7 +297,8 @@ class ReplayBuffer(StreamCallback):
         task_of = torch.full_like(chosen, task.index)
         for part in torch.split(torch.arange(len(chosen)), COPIED_AT_ONCE):
             rows = chosen[part]
-            self.store.append(self._columns(trainer, index[rows], target[rows], task_of[part]))
+            columns = {"index": index[rows], "target": target[rows], "task": task_of[part]}
+            self.store.append(self._with_images(trainer, columns))
 
     def quotas(self, num_seen: int) -> Tensor:
         """Exemplars of each class seen: `per_class`, or equal shares of `total`; long `[num_seen]`."""
@@ -253,9 +309,12 @@ class ReplayBuffer(StreamCallback):
 
     def _offer_indices(self, trainer: Trainer, index: Tensor, target: Tensor, task: Tensor) -> None:
         rows, slots = self._reservoir(len(index), self._seed(trainer))
-        for part in torch.split(torch.arange(len(rows)), COPIED_AT_ONCE) if len(rows) else ():  # slots ascend: no gap
-            chosen = rows[part]
-            self.store.write(slots[part], self._columns(trainer, index[chosen], target[chosen], task[chosen]))
+        self._write(trainer, slots, {"index": index[rows], "target": target[rows], "task": task[rows]})
+
+    def _write(self, trainer: Trainer, slots: Tensor, columns: dict[str, Tensor]) -> None:
+        for part in torch.split(torch.arange(len(slots)), COPIED_AT_ONCE) if len(slots) else ():  # they ascend: no gap
+            values = {name: column[part] for name, column in columns.items()}
+            self.store.write(slots[part], self._with_images(trainer, values))
 
     def _reservoir(self, offered: int, seed: int) -> tuple[Tensor, Tensor]:
         assert self.total is not None
@@ -263,9 +322,9 @@ class ReplayBuffer(StreamCallback):
         self.num_offered += offered
         return last_writers(slots)
 
-    def _columns(self, trainer: Trainer, index: Tensor, target: Tensor, task: Tensor) -> dict[str, Tensor]:
+    def _with_images(self, trainer: Trainer, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        columns = {"index": index, "target": target, "task": task}
+        index = columns["index"]
         if not len(index):
             return columns if self._by_index else {**columns, "image": datamodule.stored_images(index)}
         if not self._image_bytes:
@@ -301,10 +360,11 @@ class ReplayBuffer(StreamCallback):
         seen = torch.unique(torch.cat([target, stored]))
         self._check_budget(len(seen))
         quotas = torch.zeros(int(seen[-1]) + 1, dtype=torch.int64).index_copy(0, seen, self.quotas(len(seen)))
-        if self.selection == "herding":
+        rule = BY_FEATURES.get(self.selection)
+        if rule is not None:
             loader = torch.utils.data.DataLoader(dataset, batch_size=256)
             features, _ = extract_features(trainer, pl_module, loader)
-            chosen = _by_class(target, quotas, lambda members, m: herding(features[members], m))
+            chosen = _by_class(target, quotas, lambda members, m: rule(features[members], m))
         else:
             chosen = _by_class(target, quotas, lambda members, m: members_choice(members, m, self.seed))
         if len(self.store):
@@ -340,10 +400,12 @@ class ReplayBuffer(StreamCallback):
         self._image_bytes, self._by_index = int(saved["image_bytes"]), bool(saved["by_index"])
 
     def footprint(self) -> dict[str, int]:
-        """Bytes of the exemplars' images (wherever they are kept) and of their labels and positions."""
+        """Bytes of the exemplars' images (wherever they are kept), of their labels and positions, and of `columns`."""
         sizes = dict(self.store.nbytes())
         images = sizes.pop("image", self._image_bytes * len(self.store))
-        return {"exemplar_bytes": images, "exemplar_label_bytes": sum(sizes.values())}
+        logits = sum(sizes.pop(name, 0) for name in self.columns)
+        lines = {"exemplar_bytes": images, "exemplar_label_bytes": sum(sizes.values())}
+        return {**lines, "stored_logit_bytes": logits} if self.columns else lines
 
     def _seed(self, trainer: Trainer) -> int:
         state: StreamState | None = stream_state(trainer)

@@ -85,13 +85,17 @@ def collect_results(trainer: Trainer, module: LightningModule) -> dict[str, Any]
         counts = state.counts[scenario]
         results["matrix"][scenario] = counts.matrix()
         results["before_training"][scenario] = counts.before_training()
-        results["scores"][scenario], results["undefined"][scenario] = scores_of(counts, done, scenario)
+        no_transfer = getattr(module, "no_forward_transfer", None)
+        results["scores"][scenario], results["undefined"][scenario] = scores_of(counts, done, scenario, no_transfer)
         results["sample_weighted_accuracy"][scenario] = _weighted(counts)
     results["seconds"] = [
         {"task": t.task, "stage": t.stage, "seconds": round(t.seconds, 4), "peak_memory_bytes": t.peak_memory_bytes}
         for t in state.times
     ]
     results["footprint"] = _footprint(trainer, module)
+    for part in (*trainer.callbacks, module):  # type: ignore[attr-defined]
+        if hasattr(part, "extra_results"):
+            results.update(part.extra_results(done))
     results["weights_sha256"] = getattr(getattr(module, "backbone", None), "weights_sha256", None)
     results["world_size"] = trainer.world_size
     results["versions"] = {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}}
@@ -105,12 +109,16 @@ def collect_results(trainer: Trainer, module: LightningModule) -> dict[str, Any]
     return results
 
 
-def scores_of(counts: Counts, done: int, scenario: Scenario) -> tuple[dict[str, float | None], dict[str, str]]:
+def scores_of(
+    counts: Counts, done: int, scenario: Scenario, no_forward_transfer: str | None = None
+) -> tuple[dict[str, float | None], dict[str, str]]:
     """Scores of the first `done` tasks of a stream, and why the undefined ones are."""
     matrix = [row[:done] for row in counts.matrix()[:done]]
     baseline = counts.before_training()[:done]
     if scenario == "class_il":
         return summarise(matrix, no_baseline_reason=NO_CLASS_IL_BASELINE)
+    if no_forward_transfer is not None:
+        return summarise(matrix, no_baseline_reason=no_forward_transfer)
     if None in baseline:
         return summarise(matrix, no_baseline_reason="the untrained network was not evaluated")
     return summarise(matrix, baseline=baseline)
@@ -127,8 +135,8 @@ def _weighted(counts: Counts) -> list[float | None]:
 
 def _footprint(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     extra: dict[str, int] = {}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for name, size in getattr(callback, "footprint", dict)().items():
+    for part in (*trainer.callbacks, module):  # type: ignore[attr-defined]
+        for name, size in getattr(part, "footprint", dict)().items():
             extra[name] = extra.get(name, 0) + size
     head = getattr(module, "head", None)
     head_parameters = count_parameters(head) if head is not None else 0

@@ -44,7 +44,11 @@ class StreamSummary(StreamCallback):
         log_dir = trainer.log_dir
         lines = [""]
         for scenario in SCENARIOS:
-            lines += [*matrix_lines(state, scenario), scores_line(state, scenario), ""]
+            lines += [
+                *matrix_lines(state, scenario),
+                scores_line(state, scenario, getattr(module, "no_forward_transfer", None)),
+                "",
+            ]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             lines += _next_steps(trainer, log_dir, state)
         rank_zero_print("\n".join(lines))
@@ -74,9 +78,9 @@ def matrix_lines(state: StreamState, scenario: Scenario) -> list[str]:
     return lines
 
 
-def scores_line(state: StreamState, scenario: Scenario) -> str:
+def scores_line(state: StreamState, scenario: Scenario, no_forward_transfer: str | None = None) -> str:
     """The scores as text, in percent."""
-    scores, _ = scores_of(state.counts[scenario], state.task + 1, scenario)
+    scores, _ = scores_of(state.counts[scenario], state.task + 1, scenario, no_forward_transfer)
     parts = [f"{n} {'-' if scores[n] is None else format(100 * (scores[n] or 0), '.2f')}" for n in SHOWN]
     return f"{SCENARIO_NAMES[scenario]}: " + "   ".join(parts) + "   (%)"
 

@@ -152,8 +152,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
                     f"`val_fraction={self.val_fraction}` holds nothing out to validate on. Validate with the data "
                     "settings of a run that held some out, or use `test`."
                 )
-            sizes = getattr(getattr(self.trainer.lightning_module, "head", None), "sizes", None)
-            num_seen = len(sizes) if sizes is not None else num_seen
+            num_seen = getattr(self.trainer.lightning_module, "num_tasks_seen", num_seen)
         seen = self.tasks[:num_seen] if len(self._val_indices) else []
         return [self._loader("train", self._of_task(self._val_indices, "train", t.index)) for t in seen]
 

@@ -1,10 +1,12 @@
 """The papers' methods, one file each."""
 
 from lightning_cil.methods.base import IncrementalModule
+from lightning_cil.methods.derpp import DERPlusPlus
 from lightning_cil.methods.er import ER
 from lightning_cil.methods.finetune import FineTune
+from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
 
-__all__ = ["ER", "FineTune", "IncrementalModule", "Independent", "Joint", "LwF"]
+__all__ = ["ER", "DERPlusPlus", "FineTune", "ICaRL", "IncrementalModule", "Independent", "Joint", "LwF"]

@@ -35,7 +35,8 @@ class IncrementalModule(LightningModule, ABC):
     """Base of all methods: a backbone and a head that grows with the tasks.
 
     A method implements `training_step`; it may override `stages`, `required_callbacks`, `grow_to` (call super),
-    `begin_stage` (call super), the task hooks of `StreamCallback` without trainer and module, and `predict_logits`.
+    `begin_stage` (call super), the task hooks of `StreamCallback` without trainer and module, `classify` (what predicts
+    from features), and `footprint` and `extra_results` (what it adds to `results.json`).
 
     Args:
         backbone: A name (`resnet32`, `small_cnn`, any timm model), a `Backbone` with more options, or a module with
@@ -49,6 +50,11 @@ class IncrementalModule(LightningModule, ABC):
     Raises:
         ValueError: For an unknown head or scenario, or fewer than one epoch.
     """
+
+    full_head: bool = False
+    """Whether the head has the outputs of all the stream's classes from the first task on."""
+    no_forward_transfer: str | None = None
+    """Why forward transfer is undefined, where a method's untrained outputs cannot predict."""
 
     def __init__(
         self,
@@ -86,6 +92,7 @@ class IncrementalModule(LightningModule, ABC):
         self.class_names: list[str] = []
         self._matrices: dict[Scenario, TaskMatrix] = {}
         self._row: int | None = None
+        self._full_head_tasks = 0
         self._val_sums = torch.zeros(4, dtype=torch.float64)
         self.register_buffer("_first_class", torch.empty(0, dtype=torch.int64), persistent=False)
         self.register_buffer("_end_class", torch.empty(0, dtype=torch.int64), persistent=False)
@@ -111,12 +118,22 @@ class IncrementalModule(LightningModule, ABC):
         return logits
 
     def grow_to(self, task: Task) -> None:
-        """Give the head outputs for every class up to `task`; does nothing when it has them."""
-        while self.head.num_classes < task.num_seen:
+        """Give the head outputs for every class up to `task` (`full_head`: of all tasks), if it has them not yet."""
+        while self.head.num_classes < (self.tasks[-1] if self.full_head and self.tasks else task).num_seen:
             size = self.tasks[len(self.head.sizes)].num_classes if self.tasks else task.num_classes
             self.head = unsharded(self.head)
             self.head.grow(size)
-        self.task = task
+        self.task, self._full_head_tasks = task, task.index + 1
+
+    @property
+    def num_tasks_seen(self) -> int:
+        """Tasks that were learned, the current one included."""
+        return self._full_head_tasks if self.full_head else len(self.head.sizes)
+
+    @property
+    def num_classes_seen(self) -> int:
+        """Classes of these tasks: the first columns of the logits."""
+        return self.head.task_slices()[self.num_tasks_seen - 1].stop if self.num_tasks_seen else 0
 
     def configure_model(self) -> None:
         """Under `ModelParallelStrategy` shard backbone and head (FSDP2); Lightning calls it in every run."""
@@ -146,6 +163,14 @@ class IncrementalModule(LightningModule, ABC):
         """Callbacks that the method cannot do without, with its own defaults."""
         return []
 
+    def footprint(self) -> dict[str, int]:
+        """Bytes held beside parameters and buffers, by line of `metrics.footprint`, asked for after a task."""
+        return {}
+
+    def extra_results(self, done: int) -> dict[str, Any]:
+        """Further entries of `results.json` after `done` tasks, plain JSON types."""
+        return {}
+
     def configure_optimizers(self) -> Any:
         """The stage's optimizer over the parameters that require grad, and its schedule."""
         make = self.stage.optimizer if self.stage and self.stage.optimizer else self.optimizer
@@ -159,8 +184,8 @@ class IncrementalModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     @abstractmethod
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | dict[str, Tensor]:
+        """Return the loss of a batch, or a dict with it under `loss` and what callbacks ask for."""
 
     def log_terms(self, **terms: Tensor) -> None:
         """Log loss terms as `train/<name>`, on the trainer's logging steps only: logging costs more than it seems."""
@@ -177,9 +202,12 @@ class IncrementalModule(LightningModule, ABC):
 
         Args:
             image: float `[B, channels, height, width]`.
-            num_future: How many future tasks; by default all.
+            num_future: How many future tasks; by default all. A full head has them all anyway.
         """
-        features = self.features(image)
+        return self.classify(self.features(image), num_future)
+
+    def classify(self, features: Tensor, num_future: int | None = None) -> Tensor:
+        """What `predict_logits` makes of the features `[B, num_features]`."""
         future = [t.num_classes for t in self.tasks[len(self.head.sizes) :]][:num_future]
         device = features.device.type
         if torch.is_autocast_enabled(device):  # eight bits of a bfloat16 logit make ties, which the first class wins
@@ -197,13 +225,17 @@ class IncrementalModule(LightningModule, ABC):
         """Predictions of a batch in both scenarios from one pass.
 
         Returns:
-            long `[B]` each; -1 in Class-IL where no class has been learned.
+            long `[B]` each; -1 where no class can be predicted: in Class-IL while none has been learned, and where all
+            scores are minus infinity.
         """
-        logits = self.predict_logits(batch["image"])
-        seen = self.head.num_classes
+        return self.labels_of(self.predict_logits(batch["image"]), batch)
+
+    def labels_of(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What `predicted_labels` makes of scores `[B, classes]` of the whole stream."""
+        seen = self.num_classes_seen
         return {
-            "class_il": logits[:, :seen].argmax(1) if seen else torch.full_like(batch["target"], -1),
-            "task_il": self._mask_other_tasks(logits, batch["task"]).argmax(1),
+            "class_il": _best(logits[:, :seen]) if seen else torch.full_like(batch["target"], -1),
+            "task_il": _best(self._mask_other_tasks(logits, batch["task"])),
         }
 
     def begin_evaluation(self, row: int) -> None:
@@ -259,7 +291,7 @@ class IncrementalModule(LightningModule, ABC):
             The predicted labels, long `[B]`, by scenario; -1 where no class has been learned.
         """
         predicted = self.predicted_labels(batch)
-        row = len(self.head.sizes) - 1 if self._row is None else self._row
+        row = self.num_tasks_seen - 1 if self._row is None else self._row
         for scenario in SCENARIOS:
             self._matrices[scenario].update(predicted[scenario], batch["target"], batch["task"], row)
         return predicted
@@ -268,7 +300,7 @@ class IncrementalModule(LightningModule, ABC):
         """Outside a stream, log the accuracy on every seen task and their mean."""
         if self._row is not None:
             return
-        seen = len(self.head.sizes)
+        seen = self.num_tasks_seen
         for scenario in SCENARIOS:
             correct, total = self.evaluation_counts(scenario)
             accuracy = (correct[seen] / total[seen])[:seen]
@@ -288,7 +320,7 @@ class IncrementalModule(LightningModule, ABC):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Sum cross-entropy and correct predictions over the held-out data of all tasks so far."""
         target = batch["target"]
-        logits = self.predict_logits(batch["image"], num_future=0)
+        logits = self.predict_logits(batch["image"], num_future=0)[:, : self.num_classes_seen]
         masked = self._mask_other_tasks(logits, batch["task"])
         loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
         class_il = (logits.argmax(1) == target).sum()
@@ -305,8 +337,7 @@ class IncrementalModule(LightningModule, ABC):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Class probabilities `[B, seen]`, float32."""
         image = batch["image"] if isinstance(batch, dict) else batch
-        probabilities: Tensor = self(image).float().softmax(1)
-        return probabilities
+        return self.predict_logits(image, num_future=0)[:, : self.num_classes_seen].float().softmax(1)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -315,7 +346,8 @@ class IncrementalModule(LightningModule, ABC):
         datamodule = self.trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
         checkpoint["lightning_cil"] = {
             "method": type(self).__name__,
-            "task_sizes": self.head.sizes.tolist(),
+            "task_sizes": self.head.sizes[: self.num_tasks_seen].tolist(),
+            "head_sizes": self.head.sizes.tolist(),
             "head_seed": int(self.head.seed),
             "class_names": list(getattr(datamodule, "class_names", [])),
             "class_order": list(getattr(datamodule, "class_order", [])),
@@ -326,6 +358,12 @@ class IncrementalModule(LightningModule, ABC):
         saved = checkpoint.get("lightning_cil", {})
         self.class_names = list(saved.get("class_names", []))
         self.head.seed = int(saved.get("head_seed", self.head.seed))
+        self._full_head_tasks = len(saved.get("task_sizes", []))
+
+
+def _best(scores: Tensor) -> Tensor:
+    """The class of the highest score, long `[B]`; -1 where all are minus infinity."""
+    return scores.argmax(1).masked_fill(scores.isneginf().all(1), -1)
 
 
 def _made(key: str, make: Callable[[Any], Any], argument: Any) -> Any:

@@ -144,7 +144,7 @@ class Run:
 
         matrix, stored = self.matrix(scenario), self.results.get("undefined", {}).get(scenario, {})
         why = stored.get("FWT") or "not defined in Class-IL: classes that no task brought yet cannot be predicted"
-        baseline = None if scenario == "class_il" else self.before_training(scenario)
+        baseline = None if scenario == "class_il" or "FWT" in stored else self.before_training(scenario)
         if baseline is not None and None in baseline:
             baseline, why = None, "the untrained network was not evaluated"
         return summarise(matrix, baseline=baseline, joint_accuracy=joint_accuracy, no_baseline_reason=why)

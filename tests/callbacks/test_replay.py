@@ -247,6 +247,51 @@ def test_a_draw_is_a_function_of_seed_and_step(run: Run) -> None:
     assert rows(rank(0, 1), 7) != rows(rank(0, 1, seed=6), 7)
 
 
+def test_two_draws_of_a_step_are_independent(run: Run) -> None:
+    first, second = ([run.buffer.draw(rank(0, 1), 5, s, n) for s in range(400)] for n in (0, 1))
+    assert all(len(set(d["index"].tolist())) == 5 for d in second)
+    assert not any(a["key"].equal(b["key"]) for a, b in zip(first, second, strict=True))
+    common = [len(set(a["index"].tolist()) & set(b["index"].tolist())) for a, b in zip(first, second, strict=True)]
+    assert sum(common) / 400 == pytest.approx(5 * 5 / TOTAL, abs=0.25)  # as often as by chance
+    parts = [run.buffer.draw(rank(r, 3), 2, 9, 1) for r in range(3)]
+    assert run.buffer.draw(rank(0, 1), 6, 9, 1)["index"].equal(torch.cat([p["index"] for p in parts]))
+
+
+def test_several_draws_are_read_ahead_apart(tmp_path: Any) -> None:
+    found = {}
+    for storage in ("uint8", "index"):
+        run = stream(tmp_path / storage, ReplayBuffer(total=TOTAL, num_draws=2, storage=storage))
+        found[storage] = [s.batch for s in run.steps if s.size]
+    for one, two in zip(found["uint8"], found["index"], strict=True):
+        assert all(one[f"{key}_image"].equal(two[f"{key}_image"]) for key in ("replay", "replay2"))
+        assert not one["replay_index"].equal(one["replay2_index"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"columns": ["logits"]}, "`columns=\\['logits'\\]` with `update='task'`"),
+        ({"columns": "logits", "update": "batch"}, "expected a list of names"),
+        ({"num_draws": 0}, "`num_draws=0`"),
+    ],
+)
+def test_bad_columns_and_draws(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ReplayBuffer(total=5, **options)
+
+
+def test_a_step_that_does_not_return_the_columns(tmp_path: Any) -> None:
+    buffer = ReplayBuffer(total=TOTAL, update="batch", columns=["logits"])
+    with pytest.raises(TypeError, match=r"`columns` names 'logits'.*returned NoneType"):
+        stream(tmp_path, buffer)
+
+
+def test_pairs_cannot_have_columns_or_several_draws() -> None:
+    buffer = ReplayBuffer(total=5, num_draws=2)
+    with pytest.raises(TypeError, match=r"got a list \[x, y\]"):
+        stock_fit(Net(), vectors([0, 1]), [buffer])
+
+
 def test_ranks_draw_the_shares_of_one_draw(run: Run) -> None:
     whole = run.buffer.draw(rank(0, 1), 6, 9)
     parts = [run.buffer.draw(rank(r, 3), 2, 9) for r in range(3)]
@@ -505,7 +550,7 @@ def test_classes_that_come_again_stay_within_the_budget(selection: Any, budget: 
         ({"total": 0}, "expected at least 1"),
         ({"per_class": -1, "selection": "balanced"}, "expected at least 1"),
         ({"total": 5, "batch_size": 0}, "expected at least 1"),
-        ({"total": 5, "selection": "random"}, "expected 'reservoir', 'balanced' or 'herding'"),
+        ({"total": 5, "selection": "random"}, "expected 'reservoir', 'balanced', 'herding' or"),
         ({"per_class": 5}, "a?reservoir.* has no classes"),
         ({"total": 5, "selection": "herding", "update": "batch"}, "only a reservoir fills batch by batch"),
     ],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCheckpoint
 from lightning_cil.data import ImageFolderTasks, IncrementalDataModule
-from lightning_cil.methods import ER, FineTune, IncrementalModule, LwF
+from lightning_cil.methods import ER, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF
 from lightning_cil.networks import Backbone
 from tests.callbacks.conftest import TinyTasks
 from tests.streams import sgd
@@ -82,6 +82,11 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
         callbacks.append(StreamCheckpoint(**case.get("checkpoint", {})))
     if name == "er":
         module, callbacks = tiny(ER), [ReplayBuffer(total=12), *callbacks]
+    elif name == "derpp":
+        memory = ReplayBuffer(total=8, update="batch", columns=["logits"], num_draws=2)
+        module, callbacks = tiny(DERPlusPlus), [memory, *callbacks]
+    elif name == "icarl":
+        module, callbacks = tiny(ICaRL), [ReplayBuffer(total=8, selection="herding"), *callbacks]
     elif name == "lwf":
         module = tiny(LwF)
     elif name == "stages":

@@ -36,6 +36,8 @@ BOUNDARIES = [
 CASES: dict[str, dict[str, Any]] = {
     "ER": {"name": "er", "checkpoint": {"every_n_train_steps": 1}},
     "ER, epoch ends only": {"name": "er"},
+    "iCaRL": {"name": "icarl", "checkpoint": {"every_n_train_steps": 2}},
+    "DER++": {"name": "derpp", "checkpoint": {"every_n_train_steps": 1}},
     "LwF": {"name": "lwf", "checkpoint": {"every_n_train_steps": 2}},
     "three stages": {"name": "stages", "checkpoint": {"every_n_train_steps": 2}},
     "accumulation": {

@@ -15,7 +15,7 @@ from torch import Tensor
 import lightning_cil
 from lightning_cil.callbacks import ReplayBuffer
 from lightning_cil.data import SplitDigits
-from lightning_cil.methods import ER, FineTune, LwF
+from lightning_cil.methods import ER, DERPlusPlus, FineTune, ICaRL, LwF
 from lightning_cil.networks import Backbone
 from tests.streams import fit, make
 
@@ -51,13 +51,43 @@ class Watch(Callback):
         self.on = not trainer.is_last_batch  # with the epoch's last batch come the checkpoint and the next loader
 
 
-@pytest.mark.parametrize("method", [FineTune, ER, LwF])
+def memory_of(method: Any) -> list[ReplayBuffer]:
+    if method in (ER, ICaRL):
+        return [ReplayBuffer(total=40, selection="reservoir" if method is ER else "herding")]
+    return []
+
+
+@pytest.mark.parametrize("method", [FineTune, ER, LwF, ICaRL])
 def test_no_step_waits_for_the_device(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
-    memory = [ReplayBuffer(total=40)] if method is ER else []
+    memory = memory_of(method)
     fit(tmp_path, make(method), SplitDigits(sizes=[4, 6]), [*memory, watch], log_every_n_steps=10_000)
     assert watch.steps > 30
     assert watch.found == []
+
+
+def test_a_reservoir_that_is_filled_batch_by_batch_waits_only_to_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storing needs the host; a reservoir of K takes K/n of the n-th sample on."""
+    watch = Watch(monkeypatch)
+    buffer = ReplayBuffer(total=4, update="batch", columns=["logits"], num_draws=2, allow_missing_classes=True)
+    steps: list[tuple[bool, bool]] = []
+
+    class Note(Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            self.waits, self.stored = len(watch.found), buffer.store.state_dict()
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            now = buffer.store.state_dict()
+            changed = any(not now[name].equal(self.stored.get(name, now[name][:0])) for name in now)
+            if watch.on:
+                steps.append((len(watch.found) > self.waits, changed))
+
+    fit(tmp_path, make(DERPlusPlus), SplitDigits(sizes=[4, 6]), [buffer, Note(), watch], log_every_n_steps=10_000)
+    assert len(steps) > 30
+    assert all(waited == changed for waited, changed in steps)
+    assert 0 < sum(waited for waited, _ in steps) < len(steps) / 2
 
 
 def test_the_watch_sees_a_step_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +105,7 @@ def test_the_watch_sees_a_step_that_waits(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("method", [FineTune, ER, LwF])
+@pytest.mark.parametrize("method", [FineTune, ER, LwF, ICaRL])
 def test_cuda_reports_no_synchronisation_in_a_step(method: Any, tmp_path: Path) -> None:
     class Strict(Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
@@ -85,7 +115,7 @@ def test_cuda_reports_no_synchronisation_in_a_step(method: Any, tmp_path: Path) 
             if trainer.is_last_batch:
                 torch.cuda.set_sync_debug_mode("default")
 
-    memory = [ReplayBuffer(total=40)] if method is ER else []
+    memory = memory_of(method)
     try:
         fit(
             tmp_path,
