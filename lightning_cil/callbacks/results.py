@@ -127,8 +127,8 @@ def _weighted(counts: Counts) -> list[float | None]:
 
 def _footprint(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     extra: dict[str, int] = {}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for name, size in getattr(callback, "footprint", dict)().items():
+    for part in (*trainer.callbacks, module):  # type: ignore[attr-defined]
+        for name, size in getattr(part, "footprint", dict)().items():
             extra[name] = extra.get(name, 0) + size
     head = getattr(module, "head", None)
     head_parameters = count_parameters(head) if head is not None else 0

@@ -1,12 +1,13 @@
 """`Teacher`: a frozen copy of the old model and its logits for every training batch."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.recorded_logits import RecordedLogits, check_targets
 from lightning_cil.callbacks.stream_state import stream_state
 from lightning_cil.metrics.footprint import module_bytes
 from lightning_cil.networks import copy_unsharded
@@ -22,27 +23,42 @@ class Teacher(StreamCallback):
     |---|---|
     | `on_task_start` | snapshot of the module, from the second task on |
     | `on_train_end` | stock fit: snapshot for the next fit |
+    | `on_train_start` | `targets='recorded'`: the logits of all images of the stage |
     | `on_train_batch_start` | dict batches: `teacher_logits`, and `replay_teacher_logits` if there are exemplars; `[x, y]` lists: the logits are appended |
     | checkpoint | the teacher's weights under an own key; its shapes come from them |
 
     One batched forward for current images and exemplars, in eval mode, without grad, in the trainer's precision.
-    Uses `module(image) -> logits`.
+    Uses `module(image) -> logits`. A stage with `options={"teacher": False}` does without.
+
+    Args:
+        targets: `online`: the logits of the same augmented images; `recorded`: those of the images without
+            augmentation, computed once a task (streams only; exemplars' are always computed online).
+
+    Raises:
+        ValueError: For other `targets`.
     """  # noqa: E501
 
     part_of_method = True
 
-    def __init__(self) -> None:
+    def __init__(self, targets: Literal["online", "recorded"] = "online") -> None:
+        check_targets(targets)
+        self.targets = targets
         self.network: nn.Module | None = None
+        self._recorded: RecordedLogits | None = None
+        self._recorded_data = ""
+        self._recorded_bytes = 0
         self._weights: dict[str, Tensor] | None = None
 
     def snapshot(self, module: LightningModule) -> None:
         """Copy the module as it is now."""
         self.network, self._weights = _frozen_copy(module), None
+        self._recorded, self._recorded_bytes = None, 0
 
     def on_stream_start(self, trainer: Trainer, module: LightningModule, resumed: bool) -> None:
         """A new stream starts without a teacher."""
         if not resumed:
-            self.network = self._weights = None
+            self.network = self._weights = self._recorded = None
+            self._recorded_bytes = 0
 
     def on_task_start(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Keep the old model; before the first task there is none."""
@@ -50,10 +66,11 @@ class Teacher(StreamCallback):
             self.snapshot(module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rebuild a teacher that a checkpoint brought, and move it to the device."""
+        """Rebuild a teacher that a checkpoint brought, move it to the device, and record its logits."""
         self._rebuild(pl_module)
         if self.network is not None:
             self.network.to(pl_module.device)
+            self._record(trainer, pl_module, self.network)
 
     def on_stage_end(self, trainer: Trainer, module: LightningModule, task: Task, stage: Stage) -> None:
         """Rebuild a teacher that came with a stage that was over already, so that nothing was trained."""
@@ -65,6 +82,14 @@ class Teacher(StreamCallback):
             self.network.load_state_dict(self._weights)
             self._weights = None
 
+    def _record(self, trainer: Trainer, module: LightningModule, network: nn.Module) -> None:
+        state = stream_state(trainer)
+        data = state.current_stage.data if state is not None and state.current_stage is not None else "task"
+        if self.targets == "online" or not _wanted(trainer) or (self._recorded and self._recorded_data == data):
+            return
+        self._recorded, self._recorded_data = RecordedLogits.of_stage(trainer, module, network, network), data
+        self._recorded_bytes = self._recorded.num_bytes
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add the teacher's logits to the batch."""
         if not isinstance(batch, dict | list):
@@ -72,9 +97,13 @@ class Teacher(StreamCallback):
                 f"`Teacher` got a batch of type {type(batch).__name__}, which nothing can be added to; expected a dict "
                 "with 'image' or a list [x, y]. Let the collate function return a list."
             )
-        if self.network is None:
+        if self.network is None or not _wanted(trainer):
             return
-        if isinstance(batch, dict):
+        if isinstance(batch, dict) and self._recorded is not None:
+            batch["teacher_logits"] = self._recorded(batch["index"])
+            if "replay_image" in batch:
+                batch["replay_teacher_logits"] = self.logits(trainer, batch["replay_image"])
+        elif isinstance(batch, dict):
             images = [batch["image"], *([batch["replay_image"]] if "replay_image" in batch else [])]
             logits = torch.split(self.logits(trainer, torch.cat(images)), [len(i) for i in images])
             batch["teacher_logits"] = logits[0]
@@ -107,9 +136,24 @@ class Teacher(StreamCallback):
         """Take the weights; the network is built when training starts."""
         self._weights = checkpoint.get(CHECKPOINT_KEY)
 
+    def state_dict(self) -> dict[str, int]:
+        """The size of what was recorded, for the account of a task that was over already."""
+        return {"recorded_bytes": self._recorded_bytes}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take it back."""
+        self._recorded_bytes = int(state_dict.get("recorded_bytes", 0))
+
     def footprint(self) -> dict[str, int]:
-        """Bytes of the copy."""
-        return {"teacher_bytes": sum(module_bytes(self.network))} if self.network is not None else {}
+        """Bytes of the copy, and of the recorded logits."""
+        recorded = {"transient_bytes": self._recorded_bytes} if self._recorded_bytes else {}
+        return {"teacher_bytes": sum(module_bytes(self.network)), **recorded} if self.network is not None else recorded
+
+
+def _wanted(trainer: Trainer) -> bool:
+    """Whether the current stage uses the teacher."""
+    state = stream_state(trainer)
+    return state is None or state.current_stage is None or bool(state.current_stage.options.get("teacher", True))
 
 
 def _frozen_copy(module: LightningModule) -> nn.Module:

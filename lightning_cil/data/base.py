@@ -136,8 +136,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented training data of the current stage."""
-        tasks = range(self.task.index + 1) if self.stage.data == "seen" else range(self.task.index, self.task.index + 1)
-        loader = self._loader("train", self.train_indices(tasks), shuffle=True)
+        loader = self._loader("train", self.stage_indices(), shuffle=True)
         if self.trainer is not None:  # Lightning restores a loader's own state in mid-epoch only, not at an epoch's end
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             loader.epoch = progress.processed
@@ -223,6 +222,11 @@ class IncrementalDataModule(LightningDataModule, ABC):
         chosen = torch.zeros(self.num_tasks, dtype=torch.bool)
         chosen[list(tasks)] = True
         return self._train_indices[chosen[self._task_of[self.labels("train")[self._train_indices]]]]
+
+    def stage_indices(self) -> Tensor:
+        """Training images of the current stage, sorted long `[N]`."""
+        first = 0 if self.stage.data == "seen" else self.task.index
+        return self.train_indices(range(first, self.task.index + 1))
 
     def labels(self, name: str) -> Tensor:
         """Incremental label of every image of a split, long `[N]`."""

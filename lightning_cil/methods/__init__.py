@@ -6,5 +6,6 @@ from lightning_cil.methods.finetune import FineTune
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
+from lightning_cil.methods.nfl import NFL
 
-__all__ = ["ER", "FineTune", "IncrementalModule", "Independent", "Joint", "LwF"]
+__all__ = ["ER", "NFL", "FineTune", "IncrementalModule", "Independent", "Joint", "LwF"]

@@ -146,6 +146,10 @@ class IncrementalModule(LightningModule, ABC):
         """Callbacks that the method cannot do without, with its own defaults."""
         return []
 
+    def footprint(self) -> dict[str, int]:
+        """Bytes held beside parameters and buffers, by line of `metrics.footprint`, asked for after a task."""
+        return {}
+
     def configure_optimizers(self) -> Any:
         """The stage's optimizer over the parameters that require grad, and its schedule."""
         make = self.stage.optimizer if self.stage and self.stage.optimizer else self.optimizer

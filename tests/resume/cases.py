@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCheckpoint
 from lightning_cil.data import ImageFolderTasks, IncrementalDataModule
-from lightning_cil.methods import ER, FineTune, IncrementalModule, LwF
+from lightning_cil.methods import ER, NFL, FineTune, IncrementalModule, LwF
 from lightning_cil.networks import Backbone
 from tests.callbacks.conftest import TinyTasks
-from tests.streams import sgd
+from tests.streams import ROUND, sgd
 
 
 class DropoutNet(nn.Module):
@@ -84,6 +84,8 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
         module, callbacks = tiny(ER), [ReplayBuffer(total=12), *callbacks]
     elif name == "lwf":
         module = tiny(LwF)
+    elif name == "nfl":
+        module = tiny(NFL, **{**ROUND, "epochs": 1, **case["method"]})
     elif name == "stages":
         module = tiny(ThreeStages, lr_scheduler=None)
     elif name == "plain":

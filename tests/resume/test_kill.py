@@ -33,10 +33,22 @@ BOUNDARIES = [
 ]
 """First, middle and last batch, ends of epochs, stages and tasks, evaluation, every step of writing a checkpoint."""
 
+NFL_STEPS = [f"stage start {task} step {step}" for task in (1, 2) for step in (2, 3, 4, 5)] + [
+    "stage end",
+    "task end 1",
+]
+"""Between the steps of a round; where a run is killed inside of them is left to chance."""
+
 CASES: dict[str, dict[str, Any]] = {
     "ER": {"name": "er", "checkpoint": {"every_n_train_steps": 1}},
     "ER, epoch ends only": {"name": "er"},
     "LwF": {"name": "lwf", "checkpoint": {"every_n_train_steps": 2}},
+    "NFL": {"name": "nfl", "checkpoint": {"every_n_train_steps": 1}, "method": {}},
+    "NFL, recorded": {
+        "name": "nfl",
+        "checkpoint": {"every_n_train_steps": 2},
+        "method": {"targets": "recorded", "step3_init": "random"},
+    },
     "three stages": {"name": "stages", "checkpoint": {"every_n_train_steps": 2}},
     "accumulation": {
         "name": "er",
@@ -82,7 +94,8 @@ def kill_and_go_on(runs: Runs, case: dict[str, Any], root: Path, wanted: list[st
 @pytest.mark.parametrize("name", CASES)
 def test_a_killed_run_goes_on_exactly(runs: Runs, tmp_path: Path, name: str) -> None:
     every = name in ("ER", "LwF", "three stages")
-    kill_and_go_on(runs, CASES[name], tmp_path, BOUNDARIES if every else [], 3 if every else 8)
+    wanted = BOUNDARIES if every else NFL_STEPS if name.startswith("NFL") else []
+    kill_and_go_on(runs, CASES[name], tmp_path, wanted, 3 if every else 8)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -11,10 +11,10 @@ from torch import nn
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCallback
 from lightning_cil.data import ImageFolderTasks, SplitDigits
-from lightning_cil.methods import ER, FineTune, IncrementalModule, LwF
+from lightning_cil.methods import ER, NFL, FineTune, IncrementalModule, LwF
 from lightning_cil.networks import Backbone
 from tests.data import formats
-from tests.streams import fit, make, results, weights_hash
+from tests.streams import ROUND, fit, make, results, weights_hash
 
 RANKS = {"devices": 2, "strategy": "ddp_fork"}
 
@@ -67,6 +67,8 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "ER, herding": (lambda: make(ER), lambda: [ReplayBuffer(per_class=5, selection="herding")], {}),
     "LwF": (lambda: make(LwF), list, {}),
     "LwF, accumulated": (lambda: make(LwF), list, {"accumulate_grad_batches": 2}),
+    "NFL": (lambda: make(NFL, **ROUND), list, {}),
+    "NFL, recorded": (lambda: make(NFL, **ROUND, targets="recorded", step3_init="random"), list, {}),
     "staged": (lambda: make(Staged), list, {}),
 }
 

@@ -4,6 +4,7 @@ import copy
 import itertools
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from torch import Tensor
 import lightning_cil
 from lightning_cil.callbacks import ReplayBuffer
 from lightning_cil.data import SplitDigits
-from lightning_cil.methods import ER, FineTune, LwF
+from lightning_cil.methods import ER, NFL, FineTune, LwF
 from lightning_cil.networks import Backbone
-from tests.streams import fit, make
+from tests.streams import ROUND, fit, make
 
 PACKAGE = str(Path(lightning_cil.__file__).parent)
+SHORT_NFL = partial(NFL, **ROUND, targets="recorded")
 WAITING = ("item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
 """What makes the host wait for a GPU."""
 CHECKED_ON_THE_CPU = {"classification.py", "distillation.py"}
@@ -51,7 +53,7 @@ class Watch(Callback):
         self.on = not trainer.is_last_batch  # with the epoch's last batch come the checkpoint and the next loader
 
 
-@pytest.mark.parametrize("method", [FineTune, ER, LwF])
+@pytest.mark.parametrize("method", [FineTune, ER, LwF, SHORT_NFL], ids=["FineTune", "ER", "LwF", "NFL"])
 def test_no_step_waits_for_the_device(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
     memory = [ReplayBuffer(total=40)] if method is ER else []
@@ -75,7 +77,7 @@ def test_the_watch_sees_a_step_that_waits(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("method", [FineTune, ER, LwF])
+@pytest.mark.parametrize("method", [FineTune, ER, LwF, SHORT_NFL], ids=["FineTune", "ER", "LwF", "NFL"])
 def test_cuda_reports_no_synchronisation_in_a_step(method: Any, tmp_path: Path) -> None:
     class Strict(Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
