@@ -284,13 +284,12 @@ class NFL(IncrementalModule):
     # ------------------------------------------------------------------ private
 
     def _step(self, step: int, train: list[str]) -> Stage:
-        tuned = step in (4, 5)
         return Stage(
             f"step {step}",
             self.step_epochs[step],
             train=train,
             optimizer=self._optimizer_of(self.lr_factors[step]),
-            lr_scheduler=(self.tune_lr_scheduler or _constant) if tuned else None,
+            lr_scheduler=self._tuning_schedule if step in (4, 5) else None,
             options={"step": step, "teacher": step != 2},
         )
 
@@ -302,6 +301,9 @@ class NFL(IncrementalModule):
             return optimizer
 
         return make
+
+    def _tuning_schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        return self.tune_lr_scheduler(optimizer) if self.tune_lr_scheduler else ConstantLR(optimizer, factor=1.0)
 
     def _restore_copies(self) -> None:
         self.copies.restore(self.device, head=self.head, body=self.backbone, first_body=self.backbone)
@@ -326,7 +328,3 @@ class NFL(IncrementalModule):
                     f"NFL got `targets={self.targets!r}` and a `Teacher` with `targets={callback.targets!r}`; expected "
                     "the same. Take the callback out: the method brings its own."
                 )
-
-
-def _constant(optimizer: torch.optim.Optimizer) -> ConstantLR:
-    return ConstantLR(optimizer, factor=1.0)

@@ -219,8 +219,10 @@ def test_steps_2_and_5_alone_are_lwf_with_a_warm_up(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- steps
 
 
-def test_epochs_and_learning_rates_of_the_steps() -> None:
-    module = make(NFL, step4_epochs=0, step2_lr_factor=2.0, lr_scheduler=FractionStepLR)
+@pytest.mark.parametrize(("tune", "last"), [(None, 0.005), (partial(FractionStepLR, at=[0.9], factor=0.2), 0.001)])
+def test_epochs_and_learning_rates_of_the_steps(tune: Any, last: float) -> None:
+    """The schedule of training and of steps 2 and 3 divides by ten twice; steps 4 and 5 have their own."""
+    module = make(NFL, step4_epochs=0, step2_lr_factor=2.0, tune_lr_scheduler=tune)
     tasks = make_tasks([2, 2])
     module.begin_stream(tasks, 0)
     rates = {}
@@ -239,7 +241,7 @@ def test_epochs_and_learning_rates_of_the_steps() -> None:
         "train": (1, 0.05, 0.05),
         "step 2": (10, 0.1, 0.001),
         "step 3": (100, 0.05, 0.0005),
-        "step 5": (30, 0.005, 0.005),
+        "step 5": (30, 0.005, last),
     }
 
 
