@@ -86,7 +86,7 @@ class NFL(IncrementalModule):
         scenario: Scenario = "class_il",
         epochs: int = 200,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=2e-4),
-        lr_scheduler: LRSchedulerCallable | None = lambda o: FractionStepLR(o, at=[0.5, 0.75], factor=0.1),
+        lr_scheduler: LRSchedulerCallable | None = FractionStepLR,
         tune_lr_scheduler: LRSchedulerCallable | None = None,
         step2_epochs: int = 10,
         step3_epochs: int = 100,

@@ -95,7 +95,7 @@ def kill_and_go_on(runs: Runs, case: dict[str, Any], root: Path, wanted: list[st
 def test_a_killed_run_goes_on_exactly(runs: Runs, tmp_path: Path, name: str) -> None:
     every = name in ("ER", "LwF", "three stages")
     wanted = BOUNDARIES if every else NFL_STEPS if name.startswith("NFL") else []
-    kill_and_go_on(runs, CASES[name], tmp_path, wanted, 3 if every else 8)
+    kill_and_go_on(runs, CASES[name], tmp_path, wanted, 3 if wanted else 8)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
