@@ -14,6 +14,7 @@ from lightning_cil.networks import copy_unsharded
 from lightning_cil.types import Stage, Task
 
 CHECKPOINT_KEY = "lightning_cil.Teacher"
+RECORDED_KEY = "lightning_cil.Teacher.recorded_bytes"
 
 
 class Teacher(StreamCallback):
@@ -33,6 +34,8 @@ class Teacher(StreamCallback):
     Args:
         targets: `online`: the logits of the same augmented images; `recorded`: those of the images without
             augmentation, computed once a task (streams only; exemplars' are always computed online).
+        features: Whether dict batches also get `teacher_features`, from the same forward; uses `module.features` and
+            `module.head`.
 
     Raises:
         ValueError: For other `targets`.
@@ -40,12 +43,13 @@ class Teacher(StreamCallback):
 
     part_of_method = True
 
-    def __init__(self, targets: Literal["online", "recorded"] = "online") -> None:
+    def __init__(self, targets: Literal["online", "recorded"] = "online", features: bool = False) -> None:
         check_targets(targets)
         self.targets = targets
+        self.features = features
         self.network: nn.Module | None = None
         self._recorded: RecordedLogits | None = None
-        self._recorded_data = ""
+        self._recorded_data: tuple[str, float] | None = None
         self._recorded_bytes = 0
         self._weights: dict[str, Tensor] | None = None
 
@@ -80,14 +84,17 @@ class Teacher(StreamCallback):
         if self._weights is not None:
             self.network = _frozen_copy(module)
             self.network.load_state_dict(self._weights)
+            self.network.eval().requires_grad_(False)  # a part may have been replaced by one of another shape
             self._weights = None
 
     def _record(self, trainer: Trainer, module: LightningModule, network: nn.Module) -> None:
         state = stream_state(trainer)
-        data = state.current_stage.data if state is not None and state.current_stage is not None else "task"
+        stage = state.current_stage if state is not None else None
+        data = (stage.data, stage.holdout) if stage is not None else None
         if self.targets == "online" or not _wanted(trainer) or (self._recorded and self._recorded_data == data):
             return
-        self._recorded, self._recorded_data = RecordedLogits.of_stage(trainer, module, network, network), data
+        function = self._with_features if self.features else network
+        self._recorded, self._recorded_data = RecordedLogits.of_stage(trainer, module, network, function), data
         self._recorded_bytes = self._recorded.num_bytes
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -100,24 +107,38 @@ class Teacher(StreamCallback):
         if self.network is None or not _wanted(trainer):
             return
         if isinstance(batch, dict) and self._recorded is not None:
-            batch["teacher_logits"] = self._recorded(batch["index"])
+            self._add(batch, self._recorded(batch["index"]))
             if "replay_image" in batch:
-                batch["replay_teacher_logits"] = self.logits(trainer, batch["replay_image"])
+                batch["replay_teacher_logits"] = self._logits_of(self.logits(trainer, batch["replay_image"]))
         elif isinstance(batch, dict):
             images = [batch["image"], *([batch["replay_image"]] if "replay_image" in batch else [])]
             logits = torch.split(self.logits(trainer, torch.cat(images)), [len(i) for i in images])
-            batch["teacher_logits"] = logits[0]
+            self._add(batch, logits[0])
             if len(images) > 1:
-                batch["replay_teacher_logits"] = logits[1]
+                batch["replay_teacher_logits"] = self._logits_of(logits[1])
         else:
-            batch.append(self.logits(trainer, batch[0]))
+            batch.append(self._logits_of(self.logits(trainer, batch[0])))
 
     def logits(self, trainer: Trainer, image: Tensor) -> Tensor:
-        """The old model's logits `[B, old]`."""
+        """The old model's logits `[B, old]`; with `features`, they follow as further columns."""
         assert self.network is not None
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            out: Tensor = self.network(image)
+            out: Tensor = (self._with_features if self.features else self.network)(image)
         return out
+
+    def _with_features(self, image: Tensor) -> Tensor:
+        network: Any = self.network
+        features = network.features(image)
+        return torch.cat([network.head(features), features], dim=1)
+
+    def _logits_of(self, outputs: Tensor) -> Tensor:
+        network: Any = self.network
+        return outputs[:, : network.head.num_classes] if self.features else outputs
+
+    def _add(self, batch: Any, outputs: Tensor) -> None:
+        logits = batch["teacher_logits"] = self._logits_of(outputs)
+        if self.features:
+            batch["teacher_features"] = outputs[:, logits.shape[1] :]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stock fit: the model of this fit teaches the next one."""
@@ -131,18 +152,13 @@ class Teacher(StreamCallback):
         weights = self._weights if self.network is None else dict(self.network.state_dict())
         if weights is not None and (state is None or state.phase == "stage"):
             checkpoint[CHECKPOINT_KEY] = weights
+        if self._recorded_bytes:  # for the account of a task that is over when the run goes on
+            checkpoint[RECORDED_KEY] = self._recorded_bytes
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the weights; the network is built when training starts."""
         self._weights = checkpoint.get(CHECKPOINT_KEY)
-
-    def state_dict(self) -> dict[str, int]:
-        """The size of what was recorded, for the account of a task that was over already."""
-        return {"recorded_bytes": self._recorded_bytes}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take it back."""
-        self._recorded_bytes = int(state_dict.get("recorded_bytes", 0))
+        self._recorded_bytes = int(checkpoint.get(RECORDED_KEY, 0))
 
     def footprint(self) -> dict[str, int]:
         """Bytes of the copy, and of the recorded logits."""

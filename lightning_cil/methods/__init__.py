@@ -7,5 +7,6 @@ from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
 from lightning_cil.methods.nfl import NFL
+from lightning_cil.methods.nfl_plus import NFLPlus
 
-__all__ = ["ER", "NFL", "FineTune", "IncrementalModule", "Independent", "Joint", "LwF"]
+__all__ = ["ER", "NFL", "FineTune", "IncrementalModule", "Independent", "Joint", "LwF", "NFLPlus"]

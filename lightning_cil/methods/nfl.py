@@ -22,30 +22,22 @@ share a softmax is left open: see `kd_scope` and `ce_scope`. H and H~ are by def
 convergence" contradict one another; with one epoch a step, NFL visits each image four times in its own task.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ConstantLR
 
 from lightning_cil.callbacks import Teacher
-from lightning_cil.callbacks.recorded_logits import RecordedLogits, check_targets
-from lightning_cil.losses import cross_entropy_over, nfl_final_terms, nfl_step_terms
-from lightning_cil.methods.base import IncrementalModule
-from lightning_cil.metrics import count_parameters, module_bytes
-from lightning_cil.networks import Backbone, FrozenCopies, MultiHead, unsharded
+from lightning_cil.losses import nfl_final_terms
+from lightning_cil.methods._round import NoForgetting
+from lightning_cil.networks import Backbone
 from lightning_cil.schedulers import FractionStepLR
-from lightning_cil.types import Batch, OptimizerFactory, Scenario, Stage, Task
-
-CHECKPOINT_KEY = "lightning_cil.NFL"
-
-CeScope = Literal["new", "seen"]
-KdScope = Literal["auto", "joint", "per_head"]
+from lightning_cil.types import Batch, Scenario
 
 
-class NFL(IncrementalModule):
+class NFL(NoForgetting):
     """No Forgetting Learning: parts of the network take turns (Vahedifar and Zhang 2025, Eq. 1-15, https://arxiv.org/abs/2503.04638v2).
 
     Args:
@@ -77,8 +69,6 @@ class NFL(IncrementalModule):
             computed once.
     """
 
-    head: MultiHead
-
     def __init__(
         self,
         *,
@@ -102,229 +92,45 @@ class NFL(IncrementalModule):
         alpha: float = 0.5,
         beta: float = 1.0,
         temperature: float = 2.0,
-        ce_scope: CeScope = "new",
-        kd_scope: KdScope = "auto",
+        ce_scope: Literal["new", "seen"] = "new",
+        kd_scope: Literal["auto", "joint", "per_head"] = "auto",
         targets: Literal["online", "recorded"] = "online",
     ) -> None:
         super().__init__(
             backbone=backbone,
-            head="multi",
             scenario=scenario,
             epochs=epochs,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
+            tune_lr_scheduler=tune_lr_scheduler,
+            step_epochs={2: step2_epochs, 3: step3_epochs, 4: step4_epochs, 5: step5_epochs},
+            lr_factors={2: step2_lr_factor, 3: step3_lr_factor, 4: step4_lr_factor, 5: step5_lr_factor},
+            step3_init=step3_init,
+            weights={"lambda_": lambda_, "omega": omega, "beta": beta},
+            shares={"alpha": alpha},
+            temperature=temperature,
+            ce_scope=ce_scope,
+            kd_scope=kd_scope,
+            targets=targets,
         )
-        self.step_epochs = {2: step2_epochs, 3: step3_epochs, 4: step4_epochs, 5: step5_epochs}
-        self.lr_factors = {2: step2_lr_factor, 3: step3_lr_factor, 4: step4_lr_factor, 5: step5_lr_factor}
-        for step, number in self.step_epochs.items():
-            if number < 0:
-                raise ValueError(f"`step{step}_epochs={number}`: expected at least 0, which leaves the step out.")
-        if not any(self.step_epochs.values()):
-            raise ValueError(
-                "All of `step2_epochs` to `step5_epochs` are 0, so that only the first task would be trained; expected "
-                "one above 0. Switch a step on."
-            )
-        for step, factor in self.lr_factors.items():
-            if factor <= 0:
-                raise ValueError(
-                    f"`step{step}_lr_factor={factor}`: expected a positive multiple of the optimizer's learning rate. "
-                    f"To leave the step out, give `step{step}_epochs=0`."
-                )
-        for name, weight in (("lambda_", lambda_), ("omega", omega), ("beta", beta)):
-            if weight < 0:
-                raise ValueError(f"`{name}={weight}`: expected a weight of at least 0.")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"`alpha={alpha}`: expected a share from 0 to 1; 0.5 weighs both targets alike.")
-        if temperature <= 0:
-            raise ValueError(f"`temperature={temperature}`: expected a positive number, such as 2.")
-        if ce_scope not in ("new", "seen") or kd_scope not in ("auto", "joint", "per_head"):
-            raise ValueError(
-                f"got `ce_scope={ce_scope!r}`, `kd_scope={kd_scope!r}`; expected 'new' or 'seen', and 'auto', 'joint' "
-                "or 'per_head'."
-            )
-        if step3_init not in ("warm", "random"):
-            raise ValueError(f"`step3_init={step3_init!r}`: expected 'warm' or 'random'.")
-        check_targets(targets)
-        self.tune_lr_scheduler = tune_lr_scheduler
-        self.step3_init = step3_init
-        self.lambda_ = lambda_
-        self.omega = omega
         self.alpha = alpha
         self.beta = beta
-        self.temperature = temperature
-        self.ce_scope: CeScope = ce_scope
-        self.kd_scope = kd_scope if kd_scope != "auto" else "joint" if scenario == "class_il" else "per_head"
-        self.targets = targets
-        self.copies = FrozenCopies()
-        """`head`: the old heads from before the round; `body`: f^f, the body that step 4 left; `first_body`."""
-        self._recomputed: RecordedLogits | None = None
-        if step3_init == "random":
-            self.copies.take("first_body", self.backbone)
-
-    # ------------------------------------------------------------------ the round
 
     def required_callbacks(self) -> list[Callback]:
         """The old model, for H."""
         return [Teacher(targets=self.targets)]
 
-    def stages(self, task: Task) -> list[Stage]:
-        """The steps of the round; the first task is plain training."""
-        if task.is_first:
-            return [Stage("train", self.epochs)]
-        new, old = f"head.blocks.{task.index}.*", [f"head.blocks.{k}.*" for k in range(task.index)]
-        trained = {2: [new], 3: ["backbone.*", *old], 4: ["backbone.*", new], 5: ["*"]}
-        return [self._step(step, train) for step, train in trained.items() if self.step_epochs[step]]
-
-    def on_stream_start(self, resumed: bool) -> None:
-        """A new stream starts without copies of an earlier one."""
-        if not resumed:
-            self.on_task_end(None)
-
-    def on_task_start(self, task: Task) -> None:
-        """Keep the original old heads for step 5."""
-        if not task.is_first and self.step_epochs[5]:
-            self.copies.take("head", self.head)
-
-    def on_stage_start(self, task: Task, stage: Stage) -> None:
-        """Step 3: start again, if asked for; step 5: keep the body that step 4 left, f^f."""
-        step = stage.options.get("step")
-        if step == 3 and self.step3_init == "random":
-            self._start_again(task)
-        elif step == 5:
-            self.copies.take("body", self.backbone)
-
-    def on_train_start(self) -> None:
-        """Step 5, also a resumed one: the logits H~ of all images, if they are recorded."""
-        self._check_teacher()
-        self._restore_copies()
-        if self.targets == "recorded" and self.stage is not None and self.stage.options.get("step") == 5:
-            self._recomputed = RecordedLogits.of_stage(self.trainer, self, self.copies["body"], self._recompute)
-
-    def on_task_end(self, task: Task | None) -> None:
-        """The copies were the round's."""
-        self.copies.drop("head", "body")
-        self._recomputed = None
-
-    # ------------------------------------------------------------------ losses
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of the current step."""
-        terms = self.terms(batch)
-        self.log_terms(**terms)
-        loss = sum(terms.values())
-        assert isinstance(loss, Tensor)
-        return loss
-
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms of the current step's loss."""
-        assert self.task is not None
-        assert self.stage is not None
-        step, target = self.stage.options.get("step"), batch["target"]
-        features = self.features(batch["image"])
-        logits = self.head(features)
-        if step in (None, 2):
-            first = 0 if self.ce_scope == "seen" else self.task.first_class
-            return {"cross_entropy": cross_entropy_over(logits, target, first, self.task.num_seen)}  # Eq. 2, 5
-        old_sizes = [t.num_classes for t in self.tasks[: self.task.index]] if self.kd_scope == "per_head" else None
-        teacher = batch["teacher_logits"]  # H, Eq. 3
-        if step in (3, 4):
-            return nfl_step_terms(  # Eq. 7 and 12
-                logits,
-                teacher,
-                target,
-                ce_weight=self.lambda_ if step == 3 else self.omega,
-                temperature=self.temperature,
-                old_sizes=old_sizes,
-                ce_scope=self.ce_scope,
-            )
-        return nfl_final_terms(  # Eq. 15
+    def final_terms(self, batch: Batch, features: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """The terms of step 5 (Eq. 15)."""
+        return nfl_final_terms(
             logits,
             self.copies["head"](features),  # O
-            teacher,
+            batch["teacher_logits"],  # H
             self.recomputed_logits(batch),  # H~
-            target,
+            batch["target"],
             alpha=self.alpha,
             beta=self.beta,
             temperature=self.temperature,
-            old_sizes=old_sizes,
+            old_sizes=self.old_sizes(),
             ce_scope=self.ce_scope,
         )
-
-    def recomputed_logits(self, batch: Batch) -> Tensor:
-        """H~ = g_old(f^f(x)), `[B, old]`: the original old heads on the body that step 4 left (Eq. 13)."""
-        if self._recomputed is not None:
-            return self._recomputed(batch["index"])
-        with torch.no_grad():
-            return self._recompute(batch["image"])
-
-    # ------------------------------------------------------------------ memory and checkpoints
-
-    def footprint(self) -> dict[str, int]:
-        """Bytes of the copies, and of recorded H~, while the last task was trained."""
-        copies = 1 if self.step3_init == "random" else 0
-        transient = 0
-        if self.task is not None and not self.task.is_first and self.step_epochs[5]:
-            copies += 1
-            transient = 4 * count_parameters(self.head.blocks[: self.task.index])
-            if self.targets == "recorded":
-                datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-                transient += 4 * len(datamodule.train_indices([self.task.index])) * self.task.num_old
-        return {"transient_bytes": transient + copies * sum(module_bytes(self.backbone))}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the copies."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY] = self.copies.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back; recorded logits are computed again when the stage goes on."""
-        super().on_load_checkpoint(checkpoint)
-        self.copies.load_state_dict(checkpoint.get(CHECKPOINT_KEY, {}))
-
-    # ------------------------------------------------------------------ private
-
-    def _step(self, step: int, train: list[str]) -> Stage:
-        return Stage(
-            f"step {step}",
-            self.step_epochs[step],
-            train=train,
-            optimizer=self._optimizer_of(self.lr_factors[step]),
-            lr_scheduler=self._tuning_schedule if step in (4, 5) else None,
-            options={"step": step, "teacher": step != 2},
-        )
-
-    def _optimizer_of(self, factor: float) -> OptimizerFactory:
-        def make(params: Any) -> torch.optim.Optimizer:
-            optimizer = self.optimizer(params)
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * factor
-            return optimizer
-
-        return make
-
-    def _tuning_schedule(self, optimizer: torch.optim.Optimizer) -> Any:
-        return self.tune_lr_scheduler(optimizer) if self.tune_lr_scheduler else ConstantLR(optimizer, factor=1.0)
-
-    def _restore_copies(self) -> None:
-        self.copies.restore(self.device, head=self.head, body=self.backbone, first_body=self.backbone)
-
-    def _start_again(self, task: Task) -> None:
-        self.backbone, self.head = unsharded(self.backbone), unsharded(self.head)
-        self._restore_copies()
-        self.backbone.load_state_dict(self.copies["first_body"].state_dict())
-        fresh = MultiHead(self.head.in_features, seed=self.head.seed)
-        for earlier in self.tasks[: task.index]:
-            fresh.grow(earlier.num_classes)
-        self.head.blocks[: task.index].load_state_dict(fresh.blocks.state_dict())
-
-    def _recompute(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.copies["head"](self.copies["body"](image))
-        return logits
-
-    def _check_teacher(self) -> None:
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Teacher) and callback.targets != self.targets:
-                raise ValueError(
-                    f"NFL got `targets={self.targets!r}` and a `Teacher` with `targets={callback.targets!r}`; expected "
-                    "the same. Take the callback out: the method brings its own."
-                )

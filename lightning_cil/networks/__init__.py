@@ -5,6 +5,7 @@ from lightning_cil.networks.backbones import create_backbone, feature_width, loa
 from lightning_cil.networks.bias_correction import BiasCorrection
 from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.frozen_copies import FrozenCopies
+from lightning_cil.networks.growing_list import GrowingList
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
 from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.resnet_cifar import CifarResNet
@@ -20,6 +21,7 @@ __all__ = [
     "CifarResNet",
     "CosineHead",
     "FrozenCopies",
+    "GrowingList",
     "LinearHead",
     "MemoBackbone",
     "MultiHead",

@@ -16,7 +16,7 @@ from lightning_cil.callbacks import Teacher
 from lightning_cil.data import SplitDigits
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.methods import NFL, FineTune, LwF
-from lightning_cil.methods.nfl import CHECKPOINT_KEY
+from lightning_cil.methods._round import CHECKPOINT_KEY
 from lightning_cil.networks import FrozenCopies
 from lightning_cil.schedulers import FractionStepLR
 from tests.callbacks.conftest import NormNet, Recorder, TinyTasks, copied
@@ -353,3 +353,8 @@ def test_it_remembers_the_digits_that_plain_training_forgets(tmp_path: Path, see
     assert nfl["scores"]["class_il"]["AF"] < plain["scores"]["class_il"]["AF"] - 0.2
     pairs = zip(nfl["matrix"]["task_il"], nfl["matrix"]["class_il"], strict=True)
     assert all(t >= c for task_il, class_il in pairs for t, c in zip(task_il, class_il, strict=True))
+
+
+def test_hyperparameters_rebuild_it() -> None:
+    again = NFL(**make(NFL, alpha=0.2, **ROUND).hparams)
+    assert (again.alpha, again.step_epochs) == (0.2, {2: 1, 3: 1, 4: 1, 5: 1})
