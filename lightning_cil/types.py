@@ -61,6 +61,8 @@ class Batch(TypedDict, total=False):
     """long `[R]`."""
     teacher_logits: Tensor
     """float `[B, old]`: the old model's logits for `image` (added by `Teacher`)."""
+    teacher_features: Tensor
+    """float `[B, dim]`: the old body's features of `image` (added by `Teacher(features=True)`)."""
     replay_teacher_logits: Tensor
     """float `[R, old]`: the old model's logits for `replay_image`."""
 
@@ -116,22 +118,25 @@ class Stage:
         epochs: Passes over the stage's data, at least 1.
         train: Patterns (`fnmatch`) of the parameter names that are trained; all others are frozen and
             their modules put in eval mode, so that BatchNorm statistics stay as they are.
-        data: `task`: the current task's training data; `seen`: that of all tasks up to the current one.
+        data: `task`: the current task's training data; `seen`: that of all tasks up to the current one;
+            `held_out`: only the samples of the task that `holdout` takes away, without augmentation.
         optimizer: Makes the stage's optimizer from an iterable of parameters; `None`: the method's own.
         lr_scheduler: Makes the stage's scheduler from the optimizer; `None`: the method's own.
         options: Anything else the method's `training_step` wants to know in this stage.
+        holdout: Share of every class's samples that the stage leaves out, in [0, 1); the same in all stages of a task.
 
     Raises:
-        ValueError: With fewer than one epoch or no pattern.
+        ValueError: With fewer than one epoch, no pattern, or nothing held out for a stage on held-out samples.
     """
 
     name: str
     epochs: int
     train: Sequence[str] = ("*",)
-    data: Literal["task", "seen"] = "task"
+    data: Literal["task", "seen", "held_out"] = "task"
     optimizer: "OptimizerFactory | None" = None
     lr_scheduler: "SchedulerFactory | None" = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    holdout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -143,6 +148,11 @@ class Stage:
             raise ValueError(
                 f"Stage {self.name!r} got `train={self.train!r}`, expected a non-empty list of parameter-name "
                 "patterns such as ['head.*']; ['*'] trains everything."
+            )
+        if not 0 <= self.holdout < 1 or (self.data == "held_out" and not self.holdout):
+            raise ValueError(
+                f"Stage {self.name!r} got `holdout={self.holdout}` with `data={self.data!r}`; expected a share in "
+                "[0, 1), above 0 for a stage on the held-out samples."
             )
 
 

@@ -14,6 +14,8 @@ from lightning_cil.methods import IncrementalModule
 from lightning_cil.networks import Backbone
 
 TINY = Backbone("small_cnn", in_channels=1)
+ROUND: dict[str, Any] = {"lr_scheduler": None, **{f"step{k}_epochs": 1 for k in (2, 3, 4, 5)}}
+"""The shortest round of NFL."""
 
 
 def sgd(params: Any) -> torch.optim.Optimizer:

@@ -1,11 +1,11 @@
-"""Features of a set of images, computed on all ranks' shares, the same tensor on every rank."""
+"""Features, or other outputs, of a set of images, computed on all ranks' shares, the same tensor on every rank."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_cil.callbacks.gather import gather_columns
 from lightning_cil.networks.freezing import evaluating
@@ -32,6 +32,23 @@ def extract_features(trainer: Trainer, module: LightningModule, loader: Iterable
             f"{type(module).__name__} has no method `features(image)`, which herding needs; expected one that maps "
             "[B, channels, height, width] to [B, dim]. Add it, or use selection='balanced'."
         )
+    return run_over(trainer, module, module.features, loader)
+
+
+def run_over(
+    trainer: Trainer, module: nn.Module, function: Callable[[Tensor], Tensor], loader: Iterable[Any]
+) -> tuple[Tensor, Tensor]:
+    """Run a function of the images over a loader, `module` in eval mode, without grad, in the trainer's precision.
+
+    Args:
+        trainer: As in `extract_features`.
+        module: Whose mode matters to the function.
+        function: Maps `[B, channels, height, width]` to `[B, dim]`.
+        loader: As in `extract_features`.
+
+    Returns:
+        The outputs and their indices, as `extract_features` returns them.
+    """
     parts: list[tuple[Tensor, Tensor]] = []
     count, shared = 0, True
     with evaluating(module), trainer.precision_plugin.forward_context():
@@ -41,6 +58,6 @@ def extract_features(trainer: Trainer, module: LightningModule, loader: Iterable
             image = batch["image"] if isinstance(batch, dict) else batch[0]
             index = batch["index"] if isinstance(batch, dict) else torch.arange(count, count + len(image))
             count += len(image)
-            parts.append((index.cpu(), module.features(image).float().cpu()))
-    index, features = gather_columns(trainer, parts, shared)
-    return features, index
+            parts.append((index.cpu(), function(image).float().cpu()))
+    index, outputs = gather_columns(trainer, parts, shared)
+    return outputs, index

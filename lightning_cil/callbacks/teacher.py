@@ -1,18 +1,20 @@
 """`Teacher`: a frozen copy of the old model and its logits for every training batch."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.recorded_logits import RecordedLogits, check_targets
 from lightning_cil.callbacks.stream_state import stream_state
 from lightning_cil.metrics.footprint import module_bytes
 from lightning_cil.networks import copy_unsharded
 from lightning_cil.types import Stage, Task
 
 CHECKPOINT_KEY = "lightning_cil.Teacher"
+RECORDED_KEY = "lightning_cil.Teacher.recorded_bytes"
 
 
 class Teacher(StreamCallback):
@@ -22,27 +24,45 @@ class Teacher(StreamCallback):
     |---|---|
     | `on_task_start` | snapshot of the module, from the second task on |
     | `on_train_end` | stock fit: snapshot for the next fit |
+    | `on_train_start` | `targets='recorded'`: the logits of all images of the stage |
     | `on_train_batch_start` | dict batches: `teacher_logits`, and `replay_teacher_logits` if there are exemplars; `[x, y]` lists: the logits are appended |
     | checkpoint | the teacher's weights under an own key; its shapes come from them |
 
     One batched forward for current images and exemplars, in eval mode, without grad, in the trainer's precision.
-    Uses `module(image) -> logits`.
+    Uses `module(image) -> logits`. A stage with `options={"teacher": False}` does without.
+
+    Args:
+        targets: `online`: the logits of the same augmented images; `recorded`: those of the images without
+            augmentation, computed once a task (streams only; exemplars' are always computed online).
+        features: Whether dict batches also get `teacher_features`, from the same forward; uses `module.features` and
+            `module.head`.
+
+    Raises:
+        ValueError: For other `targets`.
     """  # noqa: E501
 
     part_of_method = True
 
-    def __init__(self) -> None:
+    def __init__(self, targets: Literal["online", "recorded"] = "online", features: bool = False) -> None:
+        check_targets(targets)
+        self.targets = targets
+        self.features = features
         self.network: nn.Module | None = None
+        self._recorded: RecordedLogits | None = None
+        self._recorded_data: tuple[str, float] | None = None
+        self._recorded_bytes = 0
         self._weights: dict[str, Tensor] | None = None
 
     def snapshot(self, module: LightningModule) -> None:
         """Copy the module as it is now."""
         self.network, self._weights = _frozen_copy(module), None
+        self._recorded, self._recorded_bytes = None, 0
 
     def on_stream_start(self, trainer: Trainer, module: LightningModule, resumed: bool) -> None:
         """A new stream starts without a teacher."""
         if not resumed:
-            self.network = self._weights = None
+            self.network = self._weights = self._recorded = None
+            self._recorded_bytes = 0
 
     def on_task_start(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Keep the old model; before the first task there is none."""
@@ -50,10 +70,11 @@ class Teacher(StreamCallback):
             self.snapshot(module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rebuild a teacher that a checkpoint brought, and move it to the device."""
+        """Rebuild a teacher that a checkpoint brought, move it to the device, and record its logits."""
         self._rebuild(pl_module)
         if self.network is not None:
             self.network.to(pl_module.device)
+            self._record(trainer, pl_module, self.network)
 
     def on_stage_end(self, trainer: Trainer, module: LightningModule, task: Task, stage: Stage) -> None:
         """Rebuild a teacher that came with a stage that was over already, so that nothing was trained."""
@@ -63,7 +84,18 @@ class Teacher(StreamCallback):
         if self._weights is not None:
             self.network = _frozen_copy(module)
             self.network.load_state_dict(self._weights)
+            self.network.eval().requires_grad_(False)  # a part may have been replaced by one of another shape
             self._weights = None
+
+    def _record(self, trainer: Trainer, module: LightningModule, network: nn.Module) -> None:
+        state = stream_state(trainer)
+        stage = state.current_stage if state is not None else None
+        data = (stage.data, stage.holdout) if stage is not None else None
+        if self.targets == "online" or not _wanted(trainer) or (self._recorded and self._recorded_data == data):
+            return
+        function = self._with_features if self.features else network
+        self._recorded, self._recorded_data = RecordedLogits.of_stage(trainer, module, network, function), data
+        self._recorded_bytes = self._recorded.num_bytes
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add the teacher's logits to the batch."""
@@ -72,23 +104,41 @@ class Teacher(StreamCallback):
                 f"`Teacher` got a batch of type {type(batch).__name__}, which nothing can be added to; expected a dict "
                 "with 'image' or a list [x, y]. Let the collate function return a list."
             )
-        if self.network is None:
+        if self.network is None or not _wanted(trainer):
             return
-        if isinstance(batch, dict):
+        if isinstance(batch, dict) and self._recorded is not None:
+            self._add(batch, self._recorded(batch["index"]))
+            if "replay_image" in batch:
+                batch["replay_teacher_logits"] = self._logits_of(self.logits(trainer, batch["replay_image"]))
+        elif isinstance(batch, dict):
             images = [batch["image"], *([batch["replay_image"]] if "replay_image" in batch else [])]
             logits = torch.split(self.logits(trainer, torch.cat(images)), [len(i) for i in images])
-            batch["teacher_logits"] = logits[0]
+            self._add(batch, logits[0])
             if len(images) > 1:
-                batch["replay_teacher_logits"] = logits[1]
+                batch["replay_teacher_logits"] = self._logits_of(logits[1])
         else:
-            batch.append(self.logits(trainer, batch[0]))
+            batch.append(self._logits_of(self.logits(trainer, batch[0])))
 
     def logits(self, trainer: Trainer, image: Tensor) -> Tensor:
-        """The old model's logits `[B, old]`."""
+        """The old model's logits `[B, old]`; with `features`, they follow as further columns."""
         assert self.network is not None
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            out: Tensor = self.network(image)
+            out: Tensor = (self._with_features if self.features else self.network)(image)
         return out
+
+    def _with_features(self, image: Tensor) -> Tensor:
+        network: Any = self.network
+        features = network.features(image)
+        return torch.cat([network.head(features), features], dim=1)
+
+    def _logits_of(self, outputs: Tensor) -> Tensor:
+        network: Any = self.network
+        return outputs[:, : network.head.num_classes] if self.features else outputs
+
+    def _add(self, batch: Any, outputs: Tensor) -> None:
+        logits = batch["teacher_logits"] = self._logits_of(outputs)
+        if self.features:
+            batch["teacher_features"] = outputs[:, logits.shape[1] :]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stock fit: the model of this fit teaches the next one."""
@@ -102,14 +152,24 @@ class Teacher(StreamCallback):
         weights = self._weights if self.network is None else dict(self.network.state_dict())
         if weights is not None and (state is None or state.phase == "stage"):
             checkpoint[CHECKPOINT_KEY] = weights
+        if self._recorded_bytes:  # for the account of a task that is over when the run goes on
+            checkpoint[RECORDED_KEY] = self._recorded_bytes
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the weights; the network is built when training starts."""
         self._weights = checkpoint.get(CHECKPOINT_KEY)
+        self._recorded_bytes = int(checkpoint.get(RECORDED_KEY, 0))
 
     def footprint(self) -> dict[str, int]:
-        """Bytes of the copy."""
-        return {"teacher_bytes": sum(module_bytes(self.network))} if self.network is not None else {}
+        """Bytes of the copy, and of the recorded logits."""
+        recorded = {"transient_bytes": self._recorded_bytes} if self._recorded_bytes else {}
+        return {"teacher_bytes": sum(module_bytes(self.network)), **recorded} if self.network is not None else recorded
+
+
+def _wanted(trainer: Trainer) -> bool:
+    """Whether the current stage uses the teacher."""
+    state = stream_state(trainer)
+    return state is None or state.current_stage is None or bool(state.current_stage.options.get("teacher", True))
 
 
 def _frozen_copy(module: LightningModule) -> nn.Module:

@@ -136,8 +136,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> StreamLoader:
         """Shuffled, augmented training data of the current stage."""
-        tasks = range(self.task.index + 1) if self.stage.data == "seen" else range(self.task.index, self.task.index + 1)
-        loader = self._loader("train", self.train_indices(tasks), shuffle=True)
+        loader = self._loader("train", self.stage_indices(), shuffle=True, augment=self.stage.data != "held_out")
         if self.trainer is not None:  # Lightning restores a loader's own state in mid-epoch only, not at an epoch's end
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             loader.epoch = progress.processed
@@ -222,6 +221,15 @@ class IncrementalDataModule(LightningDataModule, ABC):
         chosen = torch.zeros(self.num_tasks, dtype=torch.bool)
         chosen[list(tasks)] = True
         return self._train_indices[chosen[self._task_of[self.labels("train")[self._train_indices]]]]
+
+    def stage_indices(self, task: Task | None = None, stage: Stage | None = None) -> Tensor:
+        """Training images of a stage, by default the current one, sorted long `[N]`."""
+        task, stage = task or self.task, stage or self.stage
+        indices = self.train_indices(range(0 if stage.data == "seen" else task.index, task.index + 1))
+        if not stage.holdout:
+            return indices
+        kept, held_out = holdout(self.labels("train")[indices], stage.holdout, self.split_seed)
+        return indices[held_out if stage.data == "held_out" else kept]
 
     def labels(self, name: str) -> Tensor:
         """Incremental label of every image of a split, long `[N]`."""
@@ -310,7 +318,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
     def _of_task(self, indices: Tensor, split: str, task: int) -> Tensor:
         return indices[self._task_of[self.labels(split)[indices]] == task]
 
-    def _loader(self, split: str, indices: Tensor, shuffle: bool = False) -> StreamLoader:
+    def _loader(self, split: str, indices: Tensor, shuffle: bool = False, augment: bool = True) -> StreamLoader:
         trainer = self.trainer
         return StreamLoader(
             self.split(split),
@@ -319,6 +327,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
             self._task_of,
             self.batch_size if shuffle else self.eval_batch_size,
             shuffle=shuffle,
+            augment=augment,
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,

@@ -37,6 +37,7 @@ class StreamLoader:
         pin_memory: Whether batches are put into pinned memory, from which a GPU copies while the host goes on.
         limit_batches: The trainer's `limit_train_batches`: the next epoch begins after so many batches (int) or after
             this share of them (float).
+        augment: Whether shuffled batches are augmented (have a `key`).
 
     Raises:
         ValueError: When there is nothing to load.
@@ -57,6 +58,7 @@ class StreamLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         limit_batches: int | float = 1.0,
+        augment: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size={batch_size}`: expected at least 1.")
@@ -68,6 +70,7 @@ class StreamLoader:
         self.task_of = task_of
         self.batch_size = batch_size
         self.shuffle = shuffle
+        self.augment = augment
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -132,7 +135,7 @@ class StreamLoader:
 
     def keys(self, indices: Tensor, epoch: int) -> Tensor | None:
         """Augmentation counters of samples in an epoch; `None` when nothing is random."""
-        return counter_hash(indices, self.seed, epoch) if self.shuffle else None
+        return counter_hash(indices, self.seed, epoch) if self.shuffle and self.augment else None
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         last = self.epoch_length()
@@ -174,7 +177,7 @@ class StreamLoader:
 
     def _load_in_workers(self, batches: list[Tensor], epoch: int) -> Iterator[Tensor]:
         assert isinstance(self.split, FileImages)
-        self._worker_batches.set(batches, (self.seed, epoch) if self.shuffle else None)
+        self._worker_batches.set(batches, (self.seed, epoch) if self.shuffle and self.augment else None)
         if self._workers is None:
             self._workers = DataLoader(
                 _Decoder(self.split),

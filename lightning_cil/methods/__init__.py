@@ -8,5 +8,18 @@ from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
+from lightning_cil.methods.nfl import NFL
+from lightning_cil.methods.nfl_plus import NFLPlus
 
-__all__ = ["ER", "DERPlusPlus", "FineTune", "ICaRL", "IncrementalModule", "Independent", "Joint", "LwF"]
+__all__ = [
+    "ER",
+    "NFL",
+    "DERPlusPlus",
+    "FineTune",
+    "ICaRL",
+    "IncrementalModule",
+    "Independent",
+    "Joint",
+    "LwF",
+    "NFLPlus",
+]

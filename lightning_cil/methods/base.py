@@ -1,7 +1,8 @@
 """`IncrementalModule`: what every method shares — network, growth, stages, optimizer, evaluation."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -68,7 +69,7 @@ class IncrementalModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [], logger=False)
-        _keep_plain(self.hparams)
+        _keep_plain(self.hparams, inspect.signature(type(self)).parameters)
         if head not in HEADS:
             raise ValueError(f"`head={head!r}` is unknown; expected one of {sorted(HEADS)}.")
         if scenario not in SCENARIOS:
@@ -376,10 +377,16 @@ def _made(key: str, make: Callable[[Any], Any], argument: Any) -> Any:
         ) from error
 
 
-def _keep_plain(hparams: MutableMapping[str, Any]) -> None:
-    """Drop what a checkpoint could only keep as code (optimizer factories); it must load with weights_only."""
+def _keep_plain(hparams: MutableMapping[str, Any], accepted: Mapping[str, inspect.Parameter]) -> None:
+    """Drop what a checkpoint could only keep as code (optimizer factories); it must load with weights_only.
+
+    Arguments of base classes that the method itself does not take are dropped too.
+    """
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
     for name, value in list(hparams.items()):
-        if isinstance(value, Backbone):
+        if not takes_all and name not in accepted:
+            del hparams[name]
+        elif isinstance(value, Backbone):
             hparams[name] = asdict(value)
         elif not _is_plain(value):
             del hparams[name]

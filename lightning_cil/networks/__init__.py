@@ -4,6 +4,8 @@ from lightning_cil.networks.autoencoder import Autoencoder
 from lightning_cil.networks.backbones import create_backbone, feature_width, load_weights
 from lightning_cil.networks.bias_correction import BiasCorrection
 from lightning_cil.networks.freezing import evaluating, set_trainable
+from lightning_cil.networks.frozen_copies import FrozenCopies
+from lightning_cil.networks.growing_list import GrowingList
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
 from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.resnet_cifar import CifarResNet
@@ -18,6 +20,8 @@ __all__ = [
     "BiasCorrection",
     "CifarResNet",
     "CosineHead",
+    "FrozenCopies",
+    "GrowingList",
     "LinearHead",
     "MemoBackbone",
     "MultiHead",

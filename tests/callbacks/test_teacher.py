@@ -1,6 +1,7 @@
 """`Teacher`: which model it keeps, that nothing touches it, and its logits, in a stream and in a stock fit."""
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_cil import Stage
 from lightning_cil.callbacks import ReplayBuffer, Teacher
 from lightning_cil.callbacks.teacher import CHECKPOINT_KEY
 from lightning_cil.losses import soft_cross_entropy
 from lightning_cil.methods import FineTune, LwF
 from tests.callbacks.conftest import Net, NormNet, Recorder, TinyTasks, copied, stock_fit, vectors
-from tests.streams import fit, make
+from tests.streams import fit, make, results
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -182,6 +184,79 @@ def test_without_exemplars_there_are_no_logits_for_them(tmp_path: Any) -> None:
     fit(tmp_path, make(FineTune), TinyTasks(), [Teacher(), Recorder(look)], limit_train_batches=1)
     assert "teacher_logits" in keys
     assert "replay_teacher_logits" not in keys
+
+
+# ---------------------------------------------------------------------- recorded
+
+
+class TwoStages(LwF):
+    """The first stage does without the old model, as the class says."""
+
+    def stages(self, task: Any) -> list[Stage]:
+        return [Stage("head", 1, train=["head.*"], options={"teacher": False}), Stage("train", 2)]
+
+
+def test_recorded_logits_are_those_of_the_images_without_augmentation(tmp_path: Path) -> None:
+    """They are computed once a task, in the first stage that wants them; exemplars' are computed in every step."""
+    teacher, old, batches, forwards = Teacher("recorded"), {}, [], []
+
+    def look(hook: str, trainer: Any, module: Any, *args: Any) -> None:
+        if hook == "on_task_start":
+            old[args[0].index] = copy.deepcopy(module)
+        elif hook == "on_stage_start":
+            if teacher.network is not None and args[1].name == "head":
+                teacher.network.register_forward_hook(lambda *call: forwards.append(len(call[1][0])))
+        elif hook == "on_train_batch_start":
+            batches.append((module.task, module.stage.name, copied(args[0])))
+
+    callbacks = [ReplayBuffer(total=12), teacher, Recorder(look)]
+    trainer = fit(tmp_path, make(TwoStages), TinyTasks(), callbacks)
+    later = [(task, batch) for task, stage, batch in batches if not task.is_first and stage == "train"]
+    assert all("teacher_logits" not in batch for task, stage, batch in batches if stage == "head" or task.is_first)
+    assert len(later) == 2 * 2 * 3
+    data = trainer.datamodule
+    for task, batch in later:
+        plain = data.augment(data.stored_images(batch["index"]))
+        assert not torch.equal(plain, batch["image"])
+        torch.testing.assert_close(batch["teacher_logits"], logits_of(old[task.index], plain))
+        replayed = logits_of(old[task.index], batch["replay_image"])
+        torch.testing.assert_close(batch["replay_teacher_logits"], replayed)
+    images = 2 * [7, 7, 7, 5]  # the 26 of each of two tasks
+    assert sorted(forwards) == sorted([*images, *(len(batch["replay_image"]) for _, batch in later)])
+    assert results(trainer)["footprint"]["transient"] == 26 * 4 * 4
+
+
+def test_recorded_logits_are_the_same_after_a_checkpoint(tmp_path: Path) -> None:
+    seen: dict[str, list[Any]] = {"straight": [], "resumed": []}
+
+    def look(name: str) -> Any:
+        def note(hook: str, trainer: Any, module: Any, *args: Any) -> None:
+            if hook == "on_train_batch_start":
+                seen[name].append((trainer.global_step, args[0].get("teacher_logits")))
+            elif hook == "on_train_batch_end" and trainer.global_step == 7 and name == "straight":
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+        return note
+
+    for name in seen:
+        ckpt_path = None if name == "straight" else str(tmp_path / "inside.ckpt")
+        callbacks = [Teacher("recorded"), Recorder(look(name))]
+        fit(tmp_path / name, make(LwF, epochs=2), TinyTasks(), callbacks, ckpt_path=ckpt_path)
+    straight = [s for s in seen["straight"] if s[0] >= 7]
+    assert [s[0] for s in seen["resumed"]] == [s[0] for s in straight] == list(range(7, 18))
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(seen["resumed"], straight, strict=True))
+
+
+def test_recording_needs_numbered_images() -> None:
+    net, teacher = Distilled(), Teacher("recorded")
+    stock_fit(net, vectors([0, 1]), [teacher])
+    with pytest.raises(ValueError, match=r"`targets='recorded'` got data of type NoneType.*Use `targets='online'`"):
+        stock_fit(net, vectors([2, 3], seed=1), [teacher])
+
+
+def test_other_targets_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`targets='stored'`: expected 'online'"):
+        Teacher("stored")  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- in a stock fit

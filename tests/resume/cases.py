@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCheckpoint
 from lightning_cil.data import ImageFolderTasks, IncrementalDataModule
-from lightning_cil.methods import ER, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF
+from lightning_cil.methods import ER, NFL, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus
 from lightning_cil.networks import Backbone
 from tests.callbacks.conftest import TinyTasks
-from tests.streams import sgd
+from tests.streams import ROUND, sgd
 
 
 class DropoutNet(nn.Module):
@@ -89,6 +89,11 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
         module, callbacks = tiny(ICaRL), [ReplayBuffer(total=8, selection="herding"), *callbacks]
     elif name == "lwf":
         module = tiny(LwF)
+    elif name == "nfl":
+        module = tiny(NFL, **{**ROUND, "epochs": 1, **case["method"]})
+    elif name == "nfl_plus":
+        phases = {"autoencoder_epochs": 1, "gamma_epochs": 1, "holdout": 0.2}
+        module = tiny(NFLPlus, **{**ROUND, **phases, "epochs": 1, **case["method"]})
     elif name == "stages":
         module = tiny(ThreeStages, lr_scheduler=None)
     elif name == "plain":

@@ -33,12 +33,31 @@ BOUNDARIES = [
 ]
 """First, middle and last batch, ends of epochs, stages and tasks, evaluation, every step of writing a checkpoint."""
 
+INSIDE = {
+    "NFL": [*(f"stage start 1 step {step}" for step in (2, 3, 4, 5)), "stage end", "task end 1"],
+    "NFL, recorded": [f"stage start 2 step {step}" for step in (3, 5)],
+    "NFL+": ["stage start 0 autoencoder", "stage start 1 gamma", "stage start 1 autoencoder", "stage start 2 gamma"],
+}
+"""Between the steps of a round; where a run is killed inside of them is left to chance."""
+
 CASES: dict[str, dict[str, Any]] = {
     "ER": {"name": "er", "checkpoint": {"every_n_train_steps": 1}},
     "ER, epoch ends only": {"name": "er"},
     "iCaRL": {"name": "icarl", "checkpoint": {"every_n_train_steps": 2}},
     "DER++": {"name": "derpp", "checkpoint": {"every_n_train_steps": 1}},
     "LwF": {"name": "lwf", "checkpoint": {"every_n_train_steps": 2}},
+    "NFL": {"name": "nfl", "checkpoint": {"every_n_train_steps": 1}, "method": {}},
+    "NFL, recorded": {
+        "name": "nfl",
+        "checkpoint": {"every_n_train_steps": 2},
+        "method": {"targets": "recorded", "step3_init": "random"},
+    },
+    "NFL+": {
+        "name": "nfl_plus",
+        "checkpoint": {"every_n_train_steps": 1},
+        "data": {"batch_size": 4},
+        "method": {"encoders": "all", "gamma_reading": "class", "gamma_from_step": 4},
+    },
     "three stages": {"name": "stages", "checkpoint": {"every_n_train_steps": 2}},
     "accumulation": {
         "name": "er",
@@ -84,7 +103,8 @@ def kill_and_go_on(runs: Runs, case: dict[str, Any], root: Path, wanted: list[st
 @pytest.mark.parametrize("name", CASES)
 def test_a_killed_run_goes_on_exactly(runs: Runs, tmp_path: Path, name: str) -> None:
     every = name in ("ER", "LwF", "three stages")
-    kill_and_go_on(runs, CASES[name], tmp_path, BOUNDARIES if every else [], 3 if every else 8)
+    wanted = BOUNDARIES if every else INSIDE.get(name, [])
+    kill_and_go_on(runs, CASES[name], tmp_path, wanted, 3 if wanted else 8)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_cil import Stage, Task
 from lightning_cil.callbacks import ReplayBuffer, StreamCallback, StreamCheckpoint
 from lightning_cil.data import SplitDigits
-from lightning_cil.methods import ER, FineTune, LwF
+from lightning_cil.methods import ER, NFL, FineTune, LwF
 from lightning_cil.networks.sharding import is_sharded
 from tests.ranks import all_well, run_ranks
-from tests.streams import fit, make, results
+from tests.streams import ROUND, fit, make, results
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -45,6 +46,7 @@ class Weights(StreamCallback):
 CASES: dict[str, tuple[Any, Any]] = {
     "ER, herding": (ER, lambda: [ReplayBuffer(per_class=5, selection="herding")]),
     "LwF": (LwF, list),
+    "NFL": (partial(NFL, **ROUND), list),
     "staged": (Staged, list),
 }
 

@@ -1,6 +1,7 @@
 """Two ranks (gloo, forked) train what one process with the same global batch trains."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import nn
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCallback
 from lightning_cil.data import ImageFolderTasks, SplitDigits
-from lightning_cil.methods import ER, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF
+from lightning_cil.methods import ER, NFL, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus
 from lightning_cil.networks import Backbone
 from tests.data import formats
-from tests.streams import fit, make, results, weights_hash
+from tests.streams import ROUND, fit, make, results, weights_hash
 
 RANKS = {"devices": 2, "strategy": "ddp_fork"}
 
@@ -61,6 +62,13 @@ def both(
     return found[0], found[1], ranks
 
 
+PHASES: dict[str, Any] = {  # SGD: Adam makes much of the last digits of small gradients
+    "autoencoder_epochs": 1,
+    "gamma_epochs": 1,
+    "autoencoder_optimizer": partial(torch.optim.SGD, lr=0.001),
+    "gamma_optimizer": partial(torch.optim.SGD, lr=0.001),
+}
+
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "ER": (lambda: make(ER), lambda: [ReplayBuffer(total=50)], {}),
     "ER, every batch": (lambda: make(ER), lambda: [ReplayBuffer(total=50, update="batch")], {}),
@@ -73,6 +81,8 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
     "LwF": (lambda: make(LwF), list, {}),
     "LwF, accumulated": (lambda: make(LwF), list, {"accumulate_grad_batches": 2}),
+    "NFL": (lambda: make(NFL, **ROUND, targets="recorded", step3_init="random"), list, {}),
+    "NFL+": (lambda: make(NFLPlus, **ROUND, **PHASES), list, {}),
     "staged": (lambda: make(Staged), list, {}),
 }
 

@@ -4,6 +4,7 @@ import copy
 import itertools
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from torch import Tensor
 import lightning_cil
 from lightning_cil.callbacks import ReplayBuffer
 from lightning_cil.data import SplitDigits
-from lightning_cil.methods import ER, DERPlusPlus, FineTune, ICaRL, LwF
+from lightning_cil.methods import ER, NFL, DERPlusPlus, FineTune, ICaRL, LwF
 from lightning_cil.networks import Backbone
-from tests.streams import fit, make
+from tests.streams import ROUND, fit, make
 
 PACKAGE = str(Path(lightning_cil.__file__).parent)
+SHORT_NFL = partial(NFL, **ROUND, targets="recorded")
 WAITING = ("item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
 """What makes the host wait for a GPU."""
 CHECKED_ON_THE_CPU = {"classification.py", "distillation.py"}
@@ -57,7 +59,7 @@ def memory_of(method: Any) -> list[ReplayBuffer]:
     return []
 
 
-@pytest.mark.parametrize("method", [FineTune, ER, LwF, ICaRL])
+@pytest.mark.parametrize("method", [FineTune, ER, LwF, ICaRL, SHORT_NFL], ids=["FineTune", "ER", "LwF", "iCaRL", "NFL"])
 def test_no_step_waits_for_the_device(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
     memory = memory_of(method)
@@ -105,7 +107,7 @@ def test_the_watch_sees_a_step_that_waits(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("method", [FineTune, ER, LwF, ICaRL])
+@pytest.mark.parametrize("method", [FineTune, ER, LwF, ICaRL, SHORT_NFL], ids=["FineTune", "ER", "LwF", "iCaRL", "NFL"])
 def test_cuda_reports_no_synchronisation_in_a_step(method: Any, tmp_path: Path) -> None:
     class Strict(Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
