@@ -48,7 +48,7 @@ GRACE = 5.0
 GO_ON = "To go on from the newest checkpoint, give the same command with `--ckpt_path last`."
 
 
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP)
 """Exit codes of a process that was asked to stop, did, and has said so."""
 
 

@@ -309,7 +309,7 @@ class IncrementalTrainer(Trainer):
                 else "No older one there is readable: start again"
             )
             raise ValueError(
-                f"`ckpt_path=last` finds a damaged file. {error}. {hint}, or move the file away."
+                f"`ckpt_path=last` finds a damaged file. {error} {hint}, or move the file away."
             ) from error
         method = saved.get("lightning_cil", {}).get("method", go_on)
         if method != go_on:

@@ -13,8 +13,8 @@ what NFL needs during a task.
 
 Departures. Alg. 2 trains R for task t at the start of task t + 1, from data that are gone then; here it is trained at
 the end of its task. Eq. 16, 18 and 21 are read on the body's features, Eq. 21 as the distance of the trained body from
-the old one. Γ's shapes do not fit as printed: see `gamma_reading`. Alone, Γ has the trivial solution 1: expect little
-of it. Weights, widths, epochs, optimizers of both phases and the size of the held-out split are ours; Γ's optimizer is
+the old one. Γ's shapes do not fit as printed: see `gamma_reading`. Alone, Γ has the trivial solution 1, so it does
+little. Weights, widths, epochs, optimizers of both phases and the size of the held-out split are ours; Γ's optimizer is
 Adam, as plain gradient steps of 0.1 diverge on the digits.
 """
 
