@@ -219,7 +219,7 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     check_results(tmp_path / "runs" / "version_0")
     figure = execute(report)["figure"]
     assert figure.axes[0].get_ylabel() == "accuracy on them (%)"
-    pyplot.close(figure)
+    pyplot.close("all")
     smoothing = execute(method)["Smoothing"](backbone=SMALL, epochs=1)
     assert fit_digits(smoothing, tmp_path / "smoothing")["method"] == "Smoothing"
     with warnings.catch_warnings():
