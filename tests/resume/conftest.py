@@ -44,6 +44,7 @@ class Runs:
         return json.loads((root / "events.json").read_text())
 
     def close(self) -> None:
+        self._in.write("stop\n")  # the end of the pipe may never come: forks of this process hold it open
         self._in.close()
         self._server.wait(30)
         self._out.close()

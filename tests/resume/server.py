@@ -1,7 +1,8 @@
 """Runs of streams that are killed: one process imports everything, each run is a fork of it, killed by SIGKILL.
 
 A fork has the imports (10 s of a core) and nothing else: no thread, no trainer, no generator was used before it.
-Reads jobs from stdin, a JSON object a line, and answers with the exit status of each, negative for a signal.
+Reads jobs from stdin, a JSON object a line, until ``stop``, and answers with the exit status of each, negative for a
+signal.
 """
 
 import json
@@ -160,7 +161,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     print("ready", flush=True)
-    for line in sys.stdin:
+    for line in iter(sys.stdin.readline, ""):
+        if line == "stop\n":
+            break
         job = json.loads(line)
         Path(job["root"]).mkdir(parents=True, exist_ok=True)
         pid = os.fork()
