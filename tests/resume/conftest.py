@@ -46,7 +46,10 @@ class Runs:
     def close(self) -> None:
         self._in.write("stop\n")  # the end of the pipe may never come: forks of this process hold it open
         self._in.close()
-        self._server.wait(30)
+        try:
+            self._server.wait(30)
+        except subprocess.TimeoutExpired:  # not what is tested here
+            self._server.kill()
         self._out.close()
 
 
