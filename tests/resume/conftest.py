@@ -7,11 +7,9 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -51,13 +49,6 @@ class Runs:
         except subprocess.TimeoutExpired:  # not what is tested here
             self._server.kill()
         self._out.close()
-
-
-@pytest.fixture(scope="session")
-def runs() -> Iterator[Runs]:
-    server = Runs()
-    yield server
-    server.close()
 
 
 def output(root: Path) -> str:
