@@ -4,16 +4,19 @@ import math
 import os
 import shutil
 import tempfile
+import uuid
 from abc import ABC
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
@@ -179,6 +182,33 @@ def _num_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def write_cache(path: Path, save: Callable[[IO[bytes]], None], old: str) -> None:
+    """Write a file beside the data, as a whole or not at all; where that cannot be, say so and go on.
+
+    Args:
+        path: The file.
+        save: Writes its content.
+        old: Pattern of the files in the same folder that it takes the place of.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            save(file)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        rank_zero_warn(
+            f"What was read could not be kept in `{path}` ({error}): it is read anew at every start. "
+            "Make the folder writable, or pass `cache=False` to do without this message."
+        )
+        return
+    for other in path.parent.glob(old):  # of the data as it was before
+        if other != path:
+            with suppress(OSError):
+                other.unlink()
 
 
 # ---------------------------------------------------------------------- missing data, download
