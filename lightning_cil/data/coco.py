@@ -46,7 +46,7 @@ class MultiLabelCOCO(MultiLabelFiles):
             80.
         include_crowd_membership: Whether an image is also in the tasks of what it has as a crowd only; a crowd is never
             a label. KRT does so; such an image has no label then.
-        cache: Whether what a large annotation file holds is kept beside it (3 MB), to be read at the next start.
+        cache: Whether what a large annotation file holds is kept beside it (under 3 MB), to be read at the next start.
         image_size: Side in pixels that images are resized to, whatever their aspect ratio.
         cutout: Side of the covered rectangle, as a share of the image's, in [0, 1]; 0: none.
         randaugment: Whether two of UDA's operations are drawn for each training image.
