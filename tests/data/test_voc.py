@@ -168,6 +168,24 @@ def test_batches_are_pictures_of_one_size_from_0_to_1(tmp_path):
     assert torch.allclose(normalised, (stored.float() / 255 - 0.5) / 0.25, atol=1e-6)
 
 
+def test_batches_depend_on_neither_workers_nor_ranks(tmp_path):
+    write_voc(tmp_path)
+    found = {}
+    for workers, world in ((0, 1), (2, 1), (0, 2)):
+        data = loaded(tmp_path, batch_size=6 // world, num_workers=workers)
+        data.set_stage(data.tasks[2], Stage("train", 1), 3)
+        loader = data.train_dataloader()
+        loader.world_size = world
+        for rank in range(world):
+            loader.rank, loader.epoch, loader.position = rank, 1, 0
+            for batch in loader:
+                for position, index in enumerate(batch["index"].tolist()):
+                    row = {name: value[position] for name, value in batch.items()}
+                    same = found.setdefault(index, row)
+                    assert all(torch.equal(value, same[name]) for name, value in row.items())
+    assert len(found) == 6
+
+
 def test_exemplars_are_augmented_by_index_as_the_batch_was(tmp_path):
     write_voc(tmp_path)
     data = loaded(tmp_path, batch_size=4)
