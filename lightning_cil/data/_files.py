@@ -84,7 +84,7 @@ class FileList:
         """Some of the files."""
         chosen = indices.tolist()
         targets, sets = ([column[i] for i in chosen] if column else [] for column in (self.targets, self.sets))
-        return FileList([self.paths[i] for i in chosen], targets, sets)  # type: ignore[arg-type]
+        return FileList([self.paths[i] for i in chosen], targets, sets)
 
     def counts(self) -> Counter[int]:
         """Images of each class."""
