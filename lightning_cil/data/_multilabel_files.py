@@ -76,10 +76,18 @@ class MultiLabelFiles(IncrementalDataModule, ABC):
                 f"got `protocol={protocol!r}` and {', '.join(given)}; expected one description of the tasks. Set the "
                 "others to null."
             )
+        names = _checked_names(class_names)
         if not given:
             base, increment = parse_protocol(self.default_protocol if protocol is None else protocol)
+            rest = len(names) - base
+            if rest < 0 or rest % increment:
+                raise ValueError(
+                    f"`protocol={protocol or self.default_protocol!r}`{'' if protocol else ', the default,'} does not "
+                    f"make {len(names)} classes: {base} in the first task, {increment} in each further one. Give "
+                    "another one, or `num_tasks` or `sizes`."
+                )
         super().__init__(
-            class_names=_checked_names(class_names),
+            class_names=names,
             augment=BatchAugment(mean, std),
             num_tasks=num_tasks,
             base=base,

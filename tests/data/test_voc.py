@@ -247,7 +247,8 @@ def test_truncated_image_is_refused(tmp_path):
     [
         ({"protocol": "4-2"}, "`protocol='4-2'`: expected 'Bx-Cy'"),
         ({"protocol": "B4-C0"}, "`protocol='B4-C0'`: expected 'Bx-Cy'"),
-        ({"protocol": "B4-C3"}, "do not add up to 20 classes"),
+        ({"protocol": "B4-C3"}, "`protocol='B4-C3'` does not make 20 classes: 4 in the first task, 3 in each"),
+        ({"classes": ["cat", "dog"]}, "`protocol='B4-C2'`, the default, does not make 2 classes"),
         ({"protocol": "B4-C2", "num_tasks": 5}, "got `protocol='B4-C2'` and `num_tasks=5`; expected one"),
         ({"labels": "txt"}, "`labels='txt'` is unknown"),
         ({"classes": ["cat", "dog", "cat"]}, "3 name(s), 'cat' more than once; expected at least 2 different"),
