@@ -23,6 +23,11 @@ Scenario = Literal["class_il", "task_il"]
 """Class-IL: the task is unknown at test time. Task-IL: it is given, other tasks' logits are masked."""
 
 LabelKind = Literal["single", "multi"]
+"""Single: every image has one class, tasks divide the images. Multi: it can have any number, and is in every task of
+which it has a class."""
+
+TestRule = Literal["seen", "all"]
+"""Multi-label test images: those with a class seen so far, as in the papers, or all of them."""
 
 SCENARIOS: tuple[Scenario, ...] = ("class_il", "task_il")
 
@@ -31,20 +36,28 @@ class Batch(TypedDict, total=False):
     """One batch; `B` samples, `C` classes of the whole stream.
 
     Labels are *incremental* labels: position in the class order, so that task 0 holds 0..n-1.
+
+    Multi-label training batches hold what the current task annotates: the ground truth of its classes. A 0 elsewhere in
+    `target` means unknown, not absent; `known` tells the two apart. A stage on all data so far (`Stage(data='seen')`)
+    has each image once, with all seen classes known. Evaluation batches hold all labels, and all are known; there is
+    one loader (`dataloader_idx` 0) for all tasks.
     """
 
     image: Tensor
     """uint8 or float `[B, channels, height, width]`; float and normalised from station 3 on."""
     target: Tensor
-    """long `[B]` (single label) or float `[B, C]` (multi-label). Never overwritten."""
+    """long `[B]` (single label) or float `[B, C]` of 0 and 1 (multi-label; 0 where not `known`). Never overwritten."""
     index: Tensor
-    """long `[B]`: position in the split's full training set, stable over the whole stream."""
+    """long `[B]`: position in the split's full training set, stable over the whole stream.
+
+    Multi-label: an image has the same one in every task that it belongs to.
+    """
     task: Tensor
-    """long `[B]`: index of the task that the sample's class belongs to."""
+    """long `[B]`: index of the task that the sample's class belongs to; multi-label: the latest task annotated."""
     key: Tensor
     """long `[B]`: counter for the sample's random augmentation, a function of (seed, epoch, index)."""
     known: Tensor
-    """bool `[B, C]`: which labels are annotated (multi-label)."""
+    """bool `[B, C]`: which labels are annotated (multi-label): exactly the current task's classes in training."""
     replay_image: Tensor
     """float `[R, channels, height, width]`: exemplars, augmented as `image` is (added by `ReplayBuffer`)."""
     replay_target: Tensor

@@ -94,6 +94,7 @@ def loader_of(labels: range) -> DataLoader:
 TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ImageFolderTasks": lambda root: {**written(formats.write_image_folder)(root), "num_workers": 0},
     "ManifestTasks": manifest,
+    "MultiLabelDigits": lambda root: {"train_images": 200, "test_images": 60},
     "SplitCIFAR10": written(formats.write_cifar10, train=4, test=2),
     "SplitCIFAR100": written(formats.write_cifar100, train=2, test=1),
     "SplitDigits": lambda root: {},

@@ -10,6 +10,7 @@ from lightning_cil.data.images import FileImages, TensorImages
 from lightning_cil.data.loader import StreamLoader
 from lightning_cil.data.manifest import ManifestTasks
 from lightning_cil.data.mnist import SplitFashionMNIST, SplitMNIST
+from lightning_cil.data.multilabel_digits import MultiLabelDigits
 from lightning_cil.data.splits import class_order, task_sizes
 from lightning_cil.data.tinyimagenet import SplitTinyImageNet
 
@@ -19,6 +20,7 @@ __all__ = [
     "ImageFolderTasks",
     "IncrementalDataModule",
     "ManifestTasks",
+    "MultiLabelDigits",
     "SplitCIFAR10",
     "SplitCIFAR100",
     "SplitDigits",

@@ -16,10 +16,11 @@ from torch import Tensor
 from lightning_cil._random import fold_seed
 from lightning_cil.data.augment import BatchAugment
 from lightning_cil.data.images import FileImages, ImageSplit
+from lightning_cil.data.labels import Labels, MultiLabels, SingleLabels
 from lightning_cil.data.loader import StreamLoader
 from lightning_cil.data.splits import class_order as resolve_order
-from lightning_cil.data.splits import holdout, make_tasks, task_sizes
-from lightning_cil.types import LabelKind, Stage, Task
+from lightning_cil.data.splits import make_tasks, task_sizes
+from lightning_cil.types import LabelKind, Stage, Task, TestRule
 
 DEFAULT_ORDER = "seed:1993"
 
@@ -43,9 +44,11 @@ class IncrementalDataModule(LightningDataModule, ABC):
         val_fraction: Share of every class's training images that is held out for validation, in [0, 1).
         num_workers: Decoding processes (images in memory need none).
         split_seed: Selects the held-out images.
+        test_rule: Multi-label: which test images an evaluation uses.
     """
 
-    label_kind: ClassVar[LabelKind] = "single"
+    label_kind: LabelKind = "single"
+    """A batch's `target` is one label for each sample, or a row of all classes with a mask `known`."""
     default_num_tasks: ClassVar[int | None] = None
     image_shape: ClassVar[tuple[int, int, int] | None] = None
     """Channels, height and width where every image has them; prediction then needs no data set."""
@@ -65,6 +68,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
         val_fraction: float,
         num_workers: int,
         split_seed: int,
+        test_rule: TestRule = "seen",
     ) -> None:
         super().__init__()
         self.original_names = list(class_names)
@@ -83,6 +87,12 @@ class IncrementalDataModule(LightningDataModule, ABC):
             raise ValueError(f"`num_workers={num_workers}`: expected 0 (in this process) or more.")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"`val_fraction={val_fraction}`: expected a share in [0, 1), for example 0.1.")
+        if test_rule not in ("seen", "all"):
+            raise ValueError(
+                f"`test_rule={test_rule!r}` is unknown: expected 'seen' (the test images with a class seen so far) or "
+                "'all'."
+            )
+        self.test_rule = test_rule
         self.augment = augment
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -93,7 +103,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
         self.stage = Stage("train", epochs=1)
         self.seed = 0
         self._splits: dict[str, ImageSplit] = {}
-        self._labels: dict[str, Tensor] = {}
+        self._labels: dict[str, Labels] = {}
         order = torch.tensor(self.class_order)
         self._label_of = torch.empty_like(order).scatter_(0, order, torch.arange(self.num_classes))
         self._task_of = torch.repeat_interleave(torch.arange(self.num_tasks), torch.tensor(self.task_sizes))
@@ -112,7 +122,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
             return
         for name, train in (("train", True), ("test", False)):
             split = self.load_split(train)
-            missing = sorted(set(range(self.num_classes)) - set(torch.unique(split.targets).tolist()))
+            missing = sorted(set(range(self.num_classes)) - split.classes())
             if missing:
                 raise ValueError(
                     f"{split.source}: class {self.original_names[missing[0]]!r} has no {name} image"
@@ -120,8 +130,10 @@ class IncrementalDataModule(LightningDataModule, ABC):
                     + "; expected at least one in every class. Add images, or remove the class."
                 )
             self._splits[name] = split
-        self._train_indices, self._val_indices = holdout(
-            self._splits["train"].targets, self.val_fraction, self.split_seed
+            kind = MultiLabels if self.label_kind == "multi" else SingleLabels
+            self._labels[name] = kind(split, self._label_of, self._task_of)
+        self._train_indices, self._val_indices = self._labels["train"].holdout(
+            torch.arange(len(self.split("train"))), self.val_fraction, self.split_seed
         )
 
     def set_stage(self, task: Task, stage: Stage, seed: int) -> None:
@@ -143,7 +155,10 @@ class IncrementalDataModule(LightningDataModule, ABC):
         return loader
 
     def val_dataloader(self) -> list[StreamLoader]:
-        """Held-out data, one loader for each task up to the current one; none when nothing is held out."""
+        """Held-out data, one loader for each task up to the current one; none when nothing is held out.
+
+        Multi-label: one loader for all of them, as an image can belong to several.
+        """
         num_seen = self.task.index + 1
         if self.trainer is not None and self.trainer.state.fn == "validate":  # a checkpoint's module, outside a stream
             if not len(self._val_indices):
@@ -151,14 +166,33 @@ class IncrementalDataModule(LightningDataModule, ABC):
                     f"`val_fraction={self.val_fraction}` holds nothing out to validate on. Validate with the data "
                     "settings of a run that held some out, or use `test`."
                 )
-            num_seen = getattr(self.trainer.lightning_module, "num_tasks_seen", num_seen)
-        seen = self.tasks[:num_seen] if len(self._val_indices) else []
-        return [self._loader("train", self._of_task(self._val_indices, "train", t.index)) for t in seen]
+            num_seen = self._num_tasks_seen()
+        seen = range(num_seen) if len(self._val_indices) else []
+        return [
+            self._loader("train", self._in_tasks(self._val_indices, "train", tasks), annotated=range(self.num_tasks))
+            for tasks in self._parts(seen)
+        ]
 
     def test_dataloader(self) -> list[StreamLoader]:
-        """Test data, one loader for each task of the whole stream."""
+        """Test data, one loader for each task of the whole stream.
+
+        Multi-label: one loader. With `test_rule='seen'` it has the images with a class that was seen (before training:
+        all images), with `test_rule='all'` all; the labels are complete either way.
+        """
         everything = torch.arange(len(self.split("test")))
-        return [self._loader("test", self._of_task(everything, "test", t.index)) for t in self.tasks]
+        tasks = range(self.num_tasks)
+        if self.label_kind == "multi":
+            seen = self._num_tasks_seen()
+            indices = (
+                self._in_tasks(everything, "test", range(seen)) if self.test_rule == "seen" and seen else everything
+            )
+            return [self._loader("test", indices, annotated=tasks)]
+        return [self._loader("test", self._in_tasks(everything, "test", [t])) for t in tasks]
+
+    def _num_tasks_seen(self) -> int:
+        """Tasks that the module has learned, or without one those up to the current stage's."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        return int(getattr(module, "num_tasks_seen", self.task.index + 1))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment (training only) and normalise a batch where it is; batches of other loaders pass through."""
@@ -213,37 +247,67 @@ class IncrementalDataModule(LightningDataModule, ABC):
         return self._splits[name]
 
     def train_indices(self, tasks: Sequence[int]) -> Tensor:
-        """Training images (without the held-out ones) of some tasks.
+        """Training images (without the held-out ones) of some tasks; multi-label: with a class of any of them.
 
         Returns:
             Sorted long `[N]`.
         """
-        chosen = torch.zeros(self.num_tasks, dtype=torch.bool)
-        chosen[list(tasks)] = True
-        return self._train_indices[chosen[self._task_of[self.labels("train")[self._train_indices]]]]
+        return self._in_tasks(self._train_indices, "train", tasks)
 
     def stage_indices(self, task: Task | None = None, stage: Stage | None = None) -> Tensor:
         """Training images of a stage, by default the current one, sorted long `[N]`."""
         task, stage = task or self.task, stage or self.stage
-        indices = self.train_indices(range(0 if stage.data == "seen" else task.index, task.index + 1))
+        indices = self.train_indices(_tasks_of(task, stage))
         if not stage.holdout:
             return indices
-        kept, held_out = holdout(self.labels("train")[indices], stage.holdout, self.split_seed)
-        return indices[held_out if stage.data == "held_out" else kept]
+        kept, held_out = self._labels["train"].holdout(indices, stage.holdout, self.split_seed)
+        return held_out if stage.data == "held_out" else kept
 
     def labels(self, name: str) -> Tensor:
-        """Incremental label of every image of a split, long `[N]`."""
-        split = self.split(name)
-        if name not in self._labels:
-            self._labels[name] = self._label_of[split.targets]
-        return self._labels[name]
+        """Incremental label of every image of a split, long `[N]`; multi-label: all labels, bool `[N, C]`.
+
+        Raises:
+            RuntimeError: Multi-label, for `train`: most of these labels are hidden from a method.
+        """
+        self.split(name)
+        if self.label_kind == "multi" and name == "train":
+            raise RuntimeError(
+                "`labels('train')` of multi-label data would give labels that the task does not annotate. Use "
+                "`task_labels(indices)` for the task's own, or `hidden_labels(indices)` in a diagnostic."
+            )
+        return self._labels[name].table
+
+    def task_labels(self, indices: Tensor, task: Task | None = None) -> tuple[Tensor, Tensor]:
+        """What a task annotates in training images (multi-label).
+
+        Args:
+            indices: long `[B]`.
+            task: By default the current one.
+
+        Returns:
+            `target`: float `[B, C]`, the ground truth of the task's classes, 0 elsewhere; `known`: bool `[B, C]`, true
+            exactly for the task's classes. Both where the indices are.
+        """
+        known = self._task_of == (task or self.task).index
+        table = self._labels["train"].table[indices.cpu()] & known
+        return table.float().to(indices.device), known.repeat(len(indices), 1).to(indices.device)
+
+    def hidden_labels(self, indices: Tensor) -> Tensor:
+        """All labels of training images, bool `[B, C]`, on the CPU (multi-label).
+
+        For diagnostics that are off by default; nothing that trains or selects may read them.
+        """
+        return self._labels["train"].table[indices.cpu()]
 
     def task_of(self, labels: Tensor) -> Tensor:
         """Task of incremental labels, long, on the labels' device."""
         return self._task_of.to(labels.device)[labels]
 
     def eval_loader(self, indices: Tensor) -> StreamLoader:
-        """Training images in order, without augmentation, this rank's share of each batch."""
+        """Training images in order, without augmentation, this rank's share of each batch.
+
+        Multi-label: with the current task's labels.
+        """
         return self._loader("train", indices)
 
     def stored_images(self, indices: Tensor) -> Tensor:
@@ -315,15 +379,33 @@ class IncrementalDataModule(LightningDataModule, ABC):
             result.append(ids[item] if isinstance(item, str) else int(item))
         return result
 
-    def _of_task(self, indices: Tensor, split: str, task: int) -> Tensor:
-        return indices[self._task_of[self.labels(split)[indices]] == task]
+    def _in_tasks(self, indices: Tensor, split: str, tasks: Sequence[int]) -> Tensor:
+        self.split(split)
+        return indices[self._labels[split].in_tasks(tasks)[indices]]
 
-    def _loader(self, split: str, indices: Tensor, shuffle: bool = False, augment: bool = True) -> StreamLoader:
+    def _parts(self, tasks: Sequence[int]) -> list[Sequence[int]]:
+        """The tasks of each evaluation loader: one each, or all in one."""
+        if self.label_kind == "multi":
+            return [tasks] if tasks else []
+        return [[task] for task in tasks]
+
+    def _loader(
+        self,
+        split: str,
+        indices: Tensor,
+        shuffle: bool = False,
+        augment: bool = True,
+        annotated: Sequence[int] | None = None,
+    ) -> StreamLoader:
         trainer = self.trainer
+        source = self.split(split)
+        targets, known = self._labels[split].visible(
+            _tasks_of(self.task, self.stage) if annotated is None else annotated
+        )
         return StreamLoader(
-            self.split(split),
+            source,
             indices,
-            self.labels(split),
+            targets,
             self._task_of,
             self.batch_size if shuffle else self.eval_batch_size,
             shuffle=shuffle,
@@ -334,7 +416,13 @@ class IncrementalDataModule(LightningDataModule, ABC):
             num_workers=self.num_workers,
             pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
             limit_batches=trainer.limit_train_batches if trainer and shuffle else 1.0,
+            known=known,
         )
+
+
+def _tasks_of(task: Task, stage: Stage) -> range:
+    """Tasks whose data, and whose labels, a stage trains on."""
+    return range(0 if stage.data == "seen" else task.index, task.index + 1)
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ the test part as packaged by scikit-learn (CC BY 4.0): 8x8 pixels with 17 grey l
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from lightning_cil._random import counter_hash
 from lightning_cil.data.augment import BatchAugment
@@ -66,15 +67,25 @@ class SplitDigits(IncrementalDataModule):
 
     def load_split(self, train: bool) -> ImageSplit:
         """See `IncrementalDataModule.load_split`."""
-        from sklearn.datasets import load_digits
+        images, targets = digits_split(train)
+        return TensorImages(images, targets, 10, "scikit-learn's digits")
 
-        digits = load_digits()
-        images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-        targets = torch.from_numpy(digits.target).to(torch.int64)
-        test = torch.zeros(len(targets), dtype=torch.bool)
-        for label in range(10):
-            members = (targets == label).nonzero().flatten()
-            count = round(TEST_SHARE * len(members))
-            test[members[counter_hash(members, 0).argsort()[:count]]] = True
-        keep = ~test if train else test
-        return TensorImages(images[keep], targets[keep], 10, "scikit-learn's digits")
+
+def digits_split(train: bool) -> tuple[Tensor, Tensor]:
+    """The training or the test digits.
+
+    Returns:
+        Images uint8 `[N, 1, 8, 8]` and labels long `[N]`.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    targets = torch.from_numpy(digits.target).to(torch.int64)
+    test = torch.zeros(len(targets), dtype=torch.bool)
+    for label in range(10):
+        members = (targets == label).nonzero().flatten()
+        count = round(TEST_SHARE * len(members))
+        test[members[counter_hash(members, 0).argsort()[:count]]] = True
+    keep = ~test if train else test
+    return images[keep], targets[keep]

@@ -23,19 +23,29 @@ class ImageSplit(ABC):
     """The images and original labels of one split.
 
     Args:
-        targets: Original class ids, long `[N]`.
+        targets: Original class ids, long `[N]`; multi-label: which classes are in an image, bool `[N, num_classes]`.
         num_classes: Classes of the data set.
         source: Where they come from, for messages.
+        members: Multi-label: which classes bring an image into a task, bool `[N, num_classes]`; `None`: its labels.
 
     Raises:
         ValueError: When a label is out of range or there is no image.
     """
 
-    def __init__(self, targets: Tensor, num_classes: int, source: str) -> None:
-        self.targets = targets.to(torch.int64)
+    def __init__(self, targets: Tensor, num_classes: int, source: str, members: Tensor | None = None) -> None:
         self.source = source
         if len(targets) == 0:
             raise ValueError(f"{source} holds no image; expected at least one for each of {num_classes} classes.")
+        self.targets = targets if targets.ndim == 2 else targets.to(torch.int64)
+        self.members = self.targets if members is None else members
+        if targets.ndim == 2:
+            for name, table in (("targets", self.targets), ("members", self.members)):
+                if table.dtype != torch.bool or table.shape != (len(targets), num_classes):
+                    raise ValueError(
+                        f"{source}: `{name}` is {table.dtype} {list(table.shape)}; expected torch.bool "
+                        f"{[len(targets), num_classes]}, one row for each image and one column for each class."
+                    )
+            return
         low, high = int(self.targets.min()), int(self.targets.max())
         if low < 0 or high >= num_classes:
             wrong = low if low < 0 else high
@@ -48,6 +58,11 @@ class ImageSplit(ABC):
     def __len__(self) -> int:
         return len(self.targets)
 
+    def classes(self) -> set[int]:
+        """Original ids of the classes that have an image."""
+        found = self.targets.any(0).nonzero().flatten() if self.targets.ndim == 2 else torch.unique(self.targets)
+        return set(found.tolist())
+
     @abstractmethod
     def stored(self, indices: Tensor) -> Tensor:
         """Images as a replay buffer keeps them: uint8 `[B, channels, height, width]`, not augmented."""
@@ -58,16 +73,19 @@ class TensorImages(ImageSplit):
 
     Args:
         images: uint8 `[N, channels, height, width]`.
-        targets: Original class ids, long `[N]`.
+        targets: See `ImageSplit`.
         num_classes: Classes of the data set.
         source: Where they come from, for messages.
+        members: See `ImageSplit`.
 
     Raises:
         ValueError: When shapes do not fit or labels are out of range.
         TypeError: When the images are not uint8.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor, num_classes: int, source: str) -> None:
+    def __init__(
+        self, images: Tensor, targets: Tensor, num_classes: int, source: str, members: Tensor | None = None
+    ) -> None:
         if images.dtype != torch.uint8:
             raise TypeError(f"{source}: images are {images.dtype}, expected torch.uint8 with values 0 to 255.")
         if images.ndim != 4 or len(images) != len(targets):
@@ -75,7 +93,7 @@ class TensorImages(ImageSplit):
                 f"{source}: images {tuple(images.shape)} and targets {tuple(targets.shape)}; expected "
                 "[N, channels, height, width] and [N] with the same N."
             )
-        super().__init__(targets, num_classes, source)
+        super().__init__(targets, num_classes, source, members)
         self.images = images.contiguous()
 
     def stored(self, indices: Tensor) -> Tensor:
@@ -88,12 +106,13 @@ class FileImages(ImageSplit):
 
     Args:
         paths: One file for each sample. Kept as one byte array, so that forked workers share the memory.
-        targets: Original class ids, long `[N]`.
+        targets: See `ImageSplit`.
         num_classes: Classes of the data set.
         source: Where they come from, for messages.
         train_transform: PIL image and key to uint8 `[channels, height, width]`; it draws what is random from the key
             (`_random.uniform`) and from no generator. `None`: nothing is random, `eval_transform` is used.
         eval_transform: PIL image to uint8 `[channels, height, width]`, fixed; also what a replay buffer stores.
+        members: See `ImageSplit`.
 
     Raises:
         ValueError: When there are not as many paths as targets, or labels are out of range.
@@ -107,10 +126,11 @@ class FileImages(ImageSplit):
         source: str,
         train_transform: RandomImageTransform | None,
         eval_transform: ImageTransform,
+        members: Tensor | None = None,
     ) -> None:
         if len(paths) != len(targets):
             raise ValueError(f"{source}: {len(paths)} paths and {len(targets)} targets; expected one for each other.")
-        super().__init__(targets, num_classes, source)
+        super().__init__(targets, num_classes, source, members)
         self._paths = np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
         self.train_transform = train_transform
         self.eval_transform = eval_transform

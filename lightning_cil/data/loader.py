@@ -25,8 +25,9 @@ class StreamLoader:
     Args:
         split: The images.
         indices: Which of them, long `[N]`.
-        targets: Incremental label of every image of the split, long.
-        task_of: Task of every incremental label, long.
+        targets: Incremental label of every image of the split, long `[images]`; multi-label: bool `[images, C]`, 0
+            where a label is not known.
+        task_of: Task of every incremental label, long `[C]`.
         batch_size: Samples of a batch on each rank.
         shuffle: Training: shuffled, augmented (`key` in the batch), equal shares, and an incomplete last batch is left
             out. Otherwise in order, everything exactly once.
@@ -38,6 +39,7 @@ class StreamLoader:
         limit_batches: The trainer's `limit_train_batches`: the next epoch begins after so many batches (int) or after
             this share of them (float).
         augment: Whether shuffled batches are augmented (have a `key`).
+        known: Multi-label: the classes that are annotated, bool `[C]`; the last task among them is the samples' `task`.
 
     Raises:
         ValueError: When there is nothing to load.
@@ -59,6 +61,7 @@ class StreamLoader:
         pin_memory: bool = False,
         limit_batches: int | float = 1.0,
         augment: bool = True,
+        known: Tensor | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"`batch_size={batch_size}`: expected at least 1.")
@@ -68,6 +71,7 @@ class StreamLoader:
         self.indices = indices
         self.targets = targets
         self.task_of = task_of
+        self.known = known
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.augment = augment
@@ -153,8 +157,10 @@ class StreamLoader:
     def _labels(self, batches: list[Tensor], epoch: int) -> list[dict[str, Tensor]]:
         """Everything of every batch but the images, computed for the whole epoch at once."""
         index = torch.cat(batches)
-        target = self.targets[index]
-        columns = {"target": target, "index": index, "task": self.task_of[target]}
+        columns = {"index": index}
+        if self.known is None:
+            columns["target"] = self.targets[index]
+            columns["task"] = self.task_of[columns["target"]]
         key = self.keys(index, epoch)
         if key is not None:
             columns["key"] = key
@@ -166,6 +172,11 @@ class StreamLoader:
         if len(labels["index"]) == 0:  # a rank without a share of the last batch
             image = self.split.stored(self.indices[:1])[:0]
         batch = {"image": image, **labels}
+        if self.known is not None:
+            size = len(labels["index"])
+            batch["target"] = self.targets[labels["index"]].float()
+            batch["known"] = self.known.repeat(size, 1)
+            batch["task"] = self.task_of[self.known].max().repeat(size)
         return {name: value.pin_memory() for name, value in batch.items()} if self.pin_memory else batch
 
     def _load(self, indices: Tensor, epoch: int) -> Tensor:
