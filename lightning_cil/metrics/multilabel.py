@@ -392,7 +392,8 @@ class MultiLabelScores(Metric):
         _, logits, target = self._samples()
         found = {"mAP": mean_average_precision(logits, target, self.empty_class)}
         scores = threshold_scores(logits, target, math.log(self.threshold / (1 - self.threshold)))
-        return found | {name: torch.tensor(scores[name]) for name in ("CF1", "OF1", "FPR", "precision", "recall")}
+        names = ("CF1", "OF1", "FPR", "precision", "recall")
+        return found | {name: torch.tensor(scores[name], dtype=torch.float64) for name in names}
 
     def _samples(self) -> tuple[Tensor, Tensor, Tensor]:
         if not len(self.indices):
