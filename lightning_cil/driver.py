@@ -92,6 +92,7 @@ class StreamDriver:
                 f"{type(module).__name__} has learned {module.head.num_classes} classes already, and no checkpoint is "
                 "given to go on from. Make a new module for a new stream, or give `ckpt_path` to continue one."
             )
+        module.check_labels(datamodule)
         self._add_required_callbacks()
         _compat.prepare_data(trainer)
         datamodule.setup("fit")
@@ -129,7 +130,7 @@ class StreamDriver:
         elif ckpt:
             first, resumed = state.task, True
             rank_zero_info(f"Going on inside task {state.task}, stage {state.stage} of {ckpt_path}")
-        elif evaluate_before:
+        elif evaluate_before and module.label_kind == "single":  # without outputs there is nothing to rank
             self._evaluate(row=-1)
         end = len(tasks) if stop_after_task is None else stop_after_task + 1
         for task in tasks[first:end]:

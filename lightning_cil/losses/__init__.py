@@ -4,6 +4,7 @@ Import them by their file's name as well: `from lightning_cil.losses.distillatio
 named `…_terms` return weighted terms by name; the loss is `sum(terms.values())`.
 """
 
+from lightning_cil.losses._columns import Reduction
 from lightning_cil.losses.asymmetric import decay_exponent, known_bce, negative_decay_bce, positive_decay_bce
 from lightning_cil.losses.autoencoder import autoencoder_terms, code_preservation
 from lightning_cil.losses.bias_correction import gamma_terms, identity_penalty
@@ -22,6 +23,7 @@ from lightning_cil.losses.nfl import nfl_final_terms, nfl_plus_final_terms, nfl_
 from lightning_cil.losses.transport import prospective_rows, retrospective_rows, sinkhorn, transport_cost
 
 __all__ = [
+    "Reduction",
     "autoencoder_terms",
     "auxiliary_target",
     "binary_distillation",

@@ -1,5 +1,6 @@
 """The papers' methods, one file each."""
 
+from lightning_cil.methods._multilabel import MultiLabelModule
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.methods.derpp import DERPlusPlus
 from lightning_cil.methods.er import ER
@@ -8,6 +9,7 @@ from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
+from lightning_cil.methods.ml_finetune import MLFineTune
 from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
 
@@ -21,5 +23,7 @@ __all__ = [
     "Independent",
     "Joint",
     "LwF",
+    "MLFineTune",
+    "MultiLabelModule",
     "NFLPlus",
 ]
