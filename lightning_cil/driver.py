@@ -24,6 +24,7 @@ from lightning_cil.callbacks.checkpoint import StreamCheckpoint
 from lightning_cil.callbacks.freezing import StagedFreezing
 from lightning_cil.callbacks.interruption import Interruption
 from lightning_cil.callbacks.random_state import seed_generators
+from lightning_cil.callbacks.relabel import OnlineRelabel
 from lightning_cil.callbacks.replay import ReplayBuffer
 from lightning_cil.callbacks.stream_state import StageTime, StreamState
 from lightning_cil.callbacks.teacher import Teacher
@@ -259,11 +260,11 @@ class StreamDriver:
 
 
 def replay_before_teacher(callbacks: list[Callback]) -> None:
-    """The teacher looks at the exemplars too, so they must be in the batch when its turn comes."""
+    """Exemplars must be in the batch when the teacher's turn comes, and stored before they are relabelled."""
     replay = next((i for i, c in enumerate(callbacks) if isinstance(c, ReplayBuffer)), None)
-    teacher = next((i for i, c in enumerate(callbacks) if isinstance(c, Teacher)), None)
-    if replay is not None and teacher is not None and teacher < replay:
-        callbacks.insert(teacher, callbacks.pop(replay))
+    user = next((i for i, c in enumerate(callbacks) if isinstance(c, Teacher | OnlineRelabel)), None)
+    if replay is not None and user is not None and user < replay:
+        callbacks.insert(user, callbacks.pop(replay))
 
 
 def _run_seed() -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lightning_cil.losses import Reduction, known_bce
+from lightning_cil.losses import Reduction, binary_distillation, known_bce
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.metrics import (
     MultiLabelScores,
@@ -29,6 +29,8 @@ from lightning_cil.networks import Backbone
 from lightning_cil.types import Batch, LabelKind, Scenario, Stage, Task
 
 CHECKPOINT_KEY = "lightning_cil.MultiLabelModule"
+EXEMPLARS_PER_CLASS = 2
+"""RebLL's on VOC; 5 on COCO."""
 ONE_CYCLE_WARM_UP = 0.2
 HEADLINES = ("CF1", "OF1", "FPR", "precision", "recall")
 FORMULAS = {
@@ -143,6 +145,13 @@ class MultiLabelModule(IncrementalModule):
         """L_bce: binary cross-entropy over the labels of the batch that are known."""
         seen = logits.shape[1]
         return known_bce(logits, batch["target"][:, :seen], batch["known"][:, :seen], reduction=self.reduction)
+
+    def old_class_kd(self, batch: Batch, logits: Tensor) -> Tensor | None:
+        """L_kd: the old model's sigmoids as targets of the old classes; `None` in the first task."""
+        if "teacher_logits" not in batch:
+            return None
+        teacher = batch["teacher_logits"].to(logits.dtype)
+        return binary_distillation(logits[:, : teacher.shape[1]], teacher, self.reduction)
 
     def stages(self, task: Task) -> list[Stage]:
         """One stage on the task's data, with the learning rate of later tasks where there is one."""
