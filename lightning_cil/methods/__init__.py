@@ -1,6 +1,7 @@
 """The papers' methods, one file each."""
 
 from lightning_cil.methods.base import IncrementalModule
+from lightning_cil.methods.coil import Coil
 from lightning_cil.methods.derpp import DERPlusPlus
 from lightning_cil.methods.er import ER
 from lightning_cil.methods.finetune import FineTune
@@ -14,6 +15,7 @@ from lightning_cil.methods.nfl_plus import NFLPlus
 __all__ = [
     "ER",
     "NFL",
+    "Coil",
     "DERPlusPlus",
     "FineTune",
     "ICaRL",

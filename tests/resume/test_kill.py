@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ER": {"name": "er", "checkpoint": {"every_n_train_steps": 1}},
     "ER, epoch ends only": {"name": "er"},
     "iCaRL": {"name": "icarl", "checkpoint": {"every_n_train_steps": 2}},
+    "Coil": {"name": "coil", "checkpoint": {"every_n_train_steps": 1}},
     "DER++": {"name": "derpp", "checkpoint": {"every_n_train_steps": 1}},
     "LwF": {"name": "lwf", "checkpoint": {"every_n_train_steps": 2}},
     "NFL": {"name": "nfl", "checkpoint": {"every_n_train_steps": 1}, "method": {}},
