@@ -171,7 +171,7 @@ class Coil(NearestMean):
         """Means of all classes so far by the present body, `[seen, dim]`: new data of the task, exemplars of others."""
         trainer: Any = self.trainer
         new = trainer.datamodule.train_indices([task.index])
-        index = torch.cat([self.memory().store.column("index"), new]).unique()
+        index = torch.unique(torch.cat([self.memory().store.column("index"), new]))
         means = class_means(*self.labelled_features(index), task.num_seen, self.stored_means())
         if not means.known.all():
             missing = (~means.known).nonzero().flatten().tolist()
