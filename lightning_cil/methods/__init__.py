@@ -9,11 +9,13 @@ from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
+from lightning_cil.methods.memo import MEMO
 from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
 
 __all__ = [
     "ER",
+    "MEMO",
     "NFL",
     "Coil",
     "DERPlusPlus",

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCallback
 from lightning_cil.data import ImageFolderTasks, SplitDigits
-from lightning_cil.methods import ER, NFL, Coil, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus
+from lightning_cil.methods import ER, MEMO, NFL, Coil, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus
 from lightning_cil.networks import Backbone
 from tests.data import formats
 from tests.streams import ROUND, fit, make, results, weights_hash
@@ -82,6 +82,11 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "DER++": (
         lambda: make(DERPlusPlus, alpha=0.3),
         lambda: [ReplayBuffer(total=50, update="batch", columns=["logits"], num_draws=2)],
+        {},
+    ),
+    "MEMO": (
+        lambda: make(MEMO, first_epochs=1, lr_scheduler=None, first_optimizer=None, first_lr_scheduler=None),
+        lambda: [ReplayBuffer(total=50, selection="herding")],
         {},
     ),
     "LwF": (lambda: make(LwF), list, {}),
