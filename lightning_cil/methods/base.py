@@ -36,8 +36,8 @@ class IncrementalModule(LightningModule, ABC):
     """Base of all methods: a backbone and a head that grows with the tasks.
 
     A method implements `training_step`; it may override `stages`, `required_callbacks`, `grow_to` and `add_task` (call
-    super), `begin_stage` (call super), the task hooks of `StreamCallback` without trainer and module, `classify` (what predicts
-    from features), and `footprint` and `extra_results` (what it adds to `results.json`).
+    super), `begin_stage` (call super), the task hooks of `StreamCallback` without trainer and module, `classify` (what
+    predicts from features), and `footprint` and `extra_results` (what it adds to `results.json`).
 
     Args:
         backbone: A name (`resnet32`, `small_cnn`, any timm model), a `Backbone` with more options, or a module with

@@ -159,7 +159,7 @@ class MEMO(IncrementalModule):
         if self.weight_alignment and not task.is_first:
             self.head = unsharded(self.head)
             align_weights(self.head)
-        self.auxiliary = LinearHead(self.backbone.block_features)
+        self.auxiliary = LinearHead(self.backbone.block_features).to(self.device)
 
     def _first_optimizer(self, params: Any) -> torch.optim.Optimizer:
         return self.first_optimizer(params)

@@ -1,5 +1,6 @@
-"""`MEMO`: a block a task, what is trained and what stays, the auxiliary head, alignment, checkpoints of a grown body."""
+"""`MEMO`: a block a task, what is trained and what stays, auxiliary head, alignment, checkpoints of a grown body."""
 
+from operator import mul
 from pathlib import Path
 from typing import Any
 

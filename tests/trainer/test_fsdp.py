@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_cil import Stage, Task
 from lightning_cil.callbacks import ReplayBuffer, StreamCallback, StreamCheckpoint
 from lightning_cil.data import SplitDigits
-from lightning_cil.methods import ER, MEMO, NFL, Coil, FineTune, LwF
+from lightning_cil.methods import ER, NFL, Coil, FineTune, LwF
 from lightning_cil.networks.sharding import is_sharded
 from tests.ranks import all_well, run_ranks
 from tests.streams import ROUND, fit, make, results
@@ -47,10 +47,6 @@ CASES: dict[str, tuple[Any, Any]] = {
     "ER, herding": (ER, lambda: [ReplayBuffer(per_class=5, selection="herding")]),
     "LwF": (LwF, list),
     "Coil": (partial(Coil, epochs=2), lambda: [ReplayBuffer(total=50, selection="herding")]),
-    "MEMO": (
-        partial(MEMO, first_epochs=1, lr_scheduler=None, first_optimizer=None, first_lr_scheduler=None),
-        lambda: [ReplayBuffer(total=50, selection="herding")],
-    ),
     "NFL": (partial(NFL, **ROUND), list),
     "staged": (Staged, list),
 }
