@@ -67,9 +67,7 @@ def batch() -> dict[str, Tensor]:
 
 def linear(rows: list[list[float]], head: Any) -> list[list[float]]:
     weight, bias = head.weight.tolist(), head.bias.tolist()
-    return [
-        [sum(x * w for x, w in zip(u, r, strict=True)) + b for r, b in zip(weight, bias, strict=True)] for u in rows
-    ]
+    return [[sum(map(mul, u, w)) + b for w, b in zip(weight, bias, strict=True)] for u in rows]
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.4, 0.0])

@@ -34,7 +34,8 @@ BOUNDARIES = [
 """First, middle and last batch, ends of epochs, stages and tasks, evaluation, every step of writing a checkpoint."""
 
 INSIDE = {
-    "MEMO": ["task end 1", "task end 2, exemplars stored", "task_1.ckpt named"],
+    "Coil": ["task end 1"],
+    "MEMO": ["task end 1", "task_1.ckpt named"],
     "NFL": [*(f"stage start 1 step {step}" for step in (2, 3, 4, 5)), "stage end", "task end 1"],
     "NFL, recorded": [f"stage start 2 step {step}" for step in (3, 5)],
     "NFL+": ["stage start 0 autoencoder", "stage start 1 gamma", "stage start 1 autoencoder", "stage start 2 gamma"],

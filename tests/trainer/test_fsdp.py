@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_cil import Stage, Task
 from lightning_cil.callbacks import ReplayBuffer, StreamCallback, StreamCheckpoint
 from lightning_cil.data import SplitDigits
-from lightning_cil.methods import ER, NFL, Coil, FineTune, LwF
+from lightning_cil.methods import ER, NFL, FineTune, LwF
 from lightning_cil.networks.sharding import is_sharded
 from tests.ranks import all_well, run_ranks
 from tests.streams import ROUND, fit, make, results
@@ -46,7 +46,6 @@ class Weights(StreamCallback):
 CASES: dict[str, tuple[Any, Any]] = {
     "ER, herding": (ER, lambda: [ReplayBuffer(per_class=5, selection="herding")]),
     "LwF": (LwF, list),
-    "Coil": (partial(Coil, epochs=2), lambda: [ReplayBuffer(total=50, selection="herding")]),
     "NFL": (partial(NFL, **ROUND), list),
     "staged": (Staged, list),
 }
