@@ -2,6 +2,7 @@
 
 from lightning_cil.methods._multilabel import MultiLabelModule
 from lightning_cil.methods.base import IncrementalModule
+from lightning_cil.methods.coil import Coil
 from lightning_cil.methods.derpp import DERPlusPlus
 from lightning_cil.methods.er import ER
 from lightning_cil.methods.finetune import FineTune
@@ -15,6 +16,7 @@ from lightning_cil.methods.ml_finetune import MLFineTune
 from lightning_cil.methods.ml_joint import MLJoint
 from lightning_cil.methods.ml_kd import MLKD
 from lightning_cil.methods.ml_lwf import MLLwF
+from lightning_cil.methods.memo import MEMO
 from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
 from lightning_cil.methods.rebll import RebLL
@@ -23,7 +25,9 @@ __all__ = [
     "ER",
     "MLER",
     "MLKD",
+    "MEMO",
     "NFL",
+    "Coil",
     "DERPlusPlus",
     "FineTune",
     "ICaRL",
