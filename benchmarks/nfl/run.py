@@ -1,0 +1,128 @@
+"""The runs behind benchmarks/nfl/README.md, one after another; a run that was broken off goes on, a finished one is kept.
+
+python benchmarks/nfl/run.py OUT --data DATA [--seeds 0 1 2] [--only NAME [NAME …]] [--ablation] [--jobs 2]
+
+DATA has the official files of CIFAR-100, or those that `benchmarks/cifar100/unpack.py` wrote. OUT gets a folder for
+each cell and seed. Two jobs use two cores: each has one thread.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parent.parent / "examples"
+STEPS = {2: 1, 3: 1, 4: 1, 5: 1}
+"""Epochs of NFL's steps: together those of the other methods."""
+
+
+def steps(**epochs: int) -> list[str]:
+    """Epochs of NFL's steps, `s2` to `s5`."""
+    chosen = {step: epochs.get(f"s{step}", default) for step, default in STEPS.items()}
+    return [f"--model.step{step}_epochs={number}" for step, number in chosen.items()]
+
+
+CELLS: dict[str, tuple[str, list[str]]] = {
+    "LwF": ("baselines/methods/lwf", []),
+    "NFL": ("nfl/methods/nfl", steps()),
+    "FineTune": ("baselines/methods/finetune", []),
+    "NFLPlus": ("nfl/methods/nfl_plus", [*steps(), "--model.autoencoder_epochs=4"]),
+    "Joint": ("baselines/methods/joint", []),
+    "ER": ("baselines/methods/er", []),
+    "ICaRL": ("nfl/methods/icarl", []),
+    "DERPlusPlus": ("nfl/methods/derpp", []),
+    "Coil": ("nfl/methods/coil", []),
+    "MEMO": ("nfl/methods/memo", []),
+}
+"""By name: the method's file in examples/, and further options."""
+
+NFL = CELLS["NFL"][0]
+THIRD = ["--model.lambda_=0.333", "--model.omega=0.333", "--model.beta=0.333"]
+ABLATION: dict[str, tuple[str, list[str]]] = {
+    "NFL": CELLS["NFL"],
+    "NFL, all weights 1/3": (NFL, [*steps(), *THIRD]),
+    "LwF": CELLS["LwF"],
+    "LwF, weight 1": (CELLS["LwF"][0], ["--model.distillation_weight=1"]),
+    "NFL, steps 2 and 5": (NFL, steps(s3=0, s4=0, s5=3)),
+    "NFL, steps 2 and 5 at the full rate": (NFL, [*steps(s3=0, s4=0, s5=3), "--model.step5_lr_factor=1"]),
+    "NFL, without step 2": (NFL, steps(s2=0, s3=2)),
+    "NFL, without step 3": (NFL, steps(s3=0, s4=2)),
+    "NFL, without step 4": (NFL, steps(s4=0, s3=2)),
+    "NFL, without step 5": (NFL, steps(s5=0, s3=2)),
+    "NFL, step 3 from random weights": (NFL, [*steps(), "--model.step3_init=random"]),
+    "NFL, steps 4 and 5 at the full rate": (
+        NFL,
+        [*steps(), "--model.step4_lr_factor=1", "--model.step5_lr_factor=1"],
+    ),
+    "NFL, alpha 0": (NFL, [*steps(), "--model.alpha=0"]),
+    "NFL, alpha 1": (NFL, [*steps(), "--model.alpha=1"]),
+    "NFL, temperature 1": (NFL, [*steps(), "--model.temperature=1"]),
+    "NFL, temperature 4": (NFL, [*steps(), "--model.temperature=4"]),
+    "NFL, recorded targets": (NFL, [*steps(), "--model.targets=recorded"]),
+}
+"""The same on the first five tasks."""
+
+
+def command(name: str, seed: int, out: Path, data: Path, ablation: bool) -> list[str]:
+    """The command of one run."""
+    method, options = (ABLATION if ablation else CELLS)[name]
+    return [
+        *[sys.executable, "-m", "lightning_cil", "fit"],
+        *["--config", str(EXAMPLES / f"{method}.yaml"), "--config", str(HERE / "base.yaml")],
+        *options,
+        *(["--stop_after_task=4"] if ablation else []),
+        *[f"--seed_everything={seed}", f"--data.root={data}", f"--trainer.default_root_dir={out}"],
+        *["--ckpt_path", "last"],
+    ]
+
+
+def done(out: Path, tasks: int) -> bool:
+    """Whether the run of this folder is over."""
+    rows = [json.loads(path.read_text())["matrix"]["class_il"] for path in out.glob("version_*/results.json")]
+    return any(row[tasks - 1] is not None and row[tasks - 1][0] is not None for row in rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is not done yet; the exit status is the number of runs that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", help="names of cells")
+    parser.add_argument("--ablation", action="store_true", help="the ablation of NFL on five tasks")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands")
+    args = parser.parse_args(arguments)
+    known = ABLATION if args.ablation else CELLS
+    unknown = sorted(set(args.only or []) - set(known))
+    if unknown:
+        parser.error(f"`--only` got {unknown}; expected some of {sorted(known)}.")
+    # without --only: what has a config in this checkout
+    names = args.only or [name for name, (method, _) in known.items() if (EXAMPLES / f"{method}.yaml").exists()]
+
+    def run(job: tuple[str, int]) -> int:
+        name, seed = job
+        folder = name.replace(",", "").replace(" ", "_").replace("/", "of")
+        out = args.out / ("ablation" if args.ablation else "cells") / folder / f"seed_{seed}"
+        line = command(name, seed, out.absolute(), args.data.absolute(), args.ablation)
+        if args.dry_run:
+            print(" ".join(line))
+            return 0
+        if done(out, 5 if args.ablation else 10):
+            return 0
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "log.txt").open("a") as log:
+            status = subprocess.run(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log).returncode
+        print(f"{name}, seed {seed}: {'done' if status == 0 else f'exit status {status}, see {out}/log.txt'}", flush=True)
+        return int(status != 0)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return sum(pool.map(run, [(name, seed) for seed in args.seeds for name in names]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
