@@ -1,4 +1,4 @@
-"""The runs behind benchmarks/nfl/README.md, one after another; a run that was broken off goes on, a finished one is kept.
+"""The runs behind benchmarks/nfl/README.md; one that was broken off goes on, a finished one is kept.
 
 python benchmarks/nfl/run.py OUT --data DATA [--seeds 0 1 2] [--only NAME [NAME …]] [--ablation] [--jobs 2]
 
@@ -117,7 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)
         with (out / "log.txt").open("a") as log:
             status = subprocess.run(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log).returncode
-        print(f"{name}, seed {seed}: {'done' if status == 0 else f'exit status {status}, see {out}/log.txt'}", flush=True)
+        print(
+            f"{name}, seed {seed}: {'done' if status == 0 else f'exit status {status}, see {out}/log.txt'}", flush=True
+        )
         return int(status != 0)
 
     with ThreadPoolExecutor(args.jobs) as pool:
