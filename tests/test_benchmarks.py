@@ -89,6 +89,22 @@ def test_replay(script):
     assert all(r["checkpoint_bytes"] >= r["raw_bytes"] for r in results["rules"])
 
 
+def test_herding(script, capsys):
+    results = script("herding").main(["--smoke"])
+    assert [(name, r["same"]) for name, r in results["rules"].items()] == [
+        ("PyCIL's form", True),
+        ("one candidate at a time", True),
+    ]
+    assert "| --- | --- |" in capsys.readouterr().out
+
+
+def test_targets(script, tmp_path):
+    path = tmp_path / "out.json"
+    results = script("targets").main(["--smoke", "--json", str(path)])
+    assert all(min(r["seconds"]) > 0 for r in results["methods"].values())
+    assert list(json.loads(path.read_text())["methods"]) == ["LwF", "NFL"]
+
+
 def test_peers_runs_our_side(script, tmp_path):
     write_cifar100(tmp_path)
     results = script("peers").main([str(tmp_path), "--smoke"])

@@ -283,8 +283,6 @@ def test_fit_stream_on_a_stock_trainer_gives_the_same_weights(tmp_path: Path) ->
 
 @pytest.mark.parametrize("enabled", [False, True])
 def test_fit_stream_writes_checkpoints_where_the_trainer_does(tmp_path: Path, enabled: bool) -> None:
-    from lightning.pytorch import Trainer
-
     trainer = Trainer(
         accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False, log_every_n_steps=1, logger=False,
         enable_model_summary=False, num_sanity_val_steps=0, enable_checkpointing=enabled, limit_train_batches=1,
