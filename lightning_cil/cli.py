@@ -30,7 +30,7 @@ from lightning_cil.methods import IncrementalModule
 from lightning_cil.references import run_references
 from lightning_cil.report.records import FOLDER
 from lightning_cil.run_logger import RunLogger
-from lightning_cil.stream_checkpoint import STATE_KEY, newest_checkpoint
+from lightning_cil.stream_checkpoint import STATE_KEY, check_path, newest_checkpoint
 from lightning_cil.trainer import IncrementalTrainer
 
 
@@ -139,7 +139,7 @@ class StreamCLI(LightningCLI):
         """
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
-        _check_path(path, self.config.subcommand)
+        check_path(path, fit=self.config.subcommand == "fit")
         if path == "last":
             path = newest_checkpoint(config.trainer.default_root_dir or "runs")
         if not path or not Path(path).exists():
@@ -196,24 +196,6 @@ def run(arguments: list[str], debug: bool = False) -> int:
             print("(--debug shows where it happened)", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
-
-
-def _check_path(path: str | None, command: str) -> None:
-    """Refuse values of `ckpt_path` that Lightning takes and that a command cannot do anything with."""
-    if path == "":
-        raise ValueError(
-            "`ckpt_path` is empty; expected a checkpoint or 'last'. Leave it out to start from the beginning."
-        )
-    if path == "best":
-        raise ValueError(
-            "`ckpt_path=best`: which checkpoint is the best is known only inside the process that trained; expected a "
-            "file or 'last'. Give the path of one, such as checkpoints/task_0.ckpt of a run folder."
-        )
-    if path is not None and "://" in path and command == "fit":
-        raise ValueError(
-            f"`ckpt_path={path}` is an address; expected a file of this machine, the only kind that a run goes on "
-            "from. Copy it here, and give the path of the copy."
-        )
 
 
 def _is_said_by_rank_0(error: Exception) -> bool:

@@ -99,6 +99,32 @@ def is_file(ckpt_path: str | Path | None) -> bool:
     return ckpt_path is not None and text not in ("best", "hpc") and "://" not in text and text[:8] != "registry"
 
 
+def check_path(ckpt_path: str | Path | None, fit: bool) -> None:
+    """Refuse values of `ckpt_path` that Lightning takes and that nothing can be done with.
+
+    Args:
+        ckpt_path: A path, or one of Lightning's words.
+        fit: Whether a stream is to go on from it.
+
+    Raises:
+        ValueError: For an empty path, for "best", and, with `fit`, for an address.
+    """
+    if ckpt_path == "":
+        raise ValueError(
+            "`ckpt_path` is empty; expected a checkpoint or 'last'. Leave it out to start from the beginning."
+        )
+    if ckpt_path == "best":
+        raise ValueError(
+            "`ckpt_path=best`: which checkpoint is the best is known only inside the process that trained; expected a "
+            "file or 'last'. Give the path of one, such as checkpoints/task_0.ckpt of a run folder."
+        )
+    if fit and "://" in str(ckpt_path):
+        raise ValueError(
+            f"`ckpt_path={ckpt_path}` is an address; expected a file of this machine, the only kind that a run goes on "
+            "from. Copy it here, and give the path of the copy."
+        )
+
+
 def _refusal(ckpt_path: str | Path, why: str) -> str:
     return (
         f"`ckpt_path={ckpt_path}` is not a readable checkpoint of a stream: {why}; expected a file that lightning-cil "

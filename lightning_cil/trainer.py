@@ -40,7 +40,14 @@ from lightning_cil.launch import check_checkpoint, check_strategy, launching
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.run_lock import locked
 from lightning_cil.run_logger import RunLogger
-from lightning_cil.stream_checkpoint import check_learned, is_file, is_readable, newest_checkpoint, peek
+from lightning_cil.stream_checkpoint import (
+    check_learned,
+    check_path,
+    is_file,
+    is_readable,
+    newest_checkpoint,
+    peek,
+)
 
 
 class IncrementalTrainer(Trainer):
@@ -130,6 +137,7 @@ class IncrementalTrainer(Trainer):
             self.stop_after_task = stop_after_task
         stream = datamodule if datamodule is not None else train_dataloaders
         if isinstance(stream, IncrementalDataModule):
+            check_path(ckpt_path, fit=True)
             check_strategy(self.strategy)
             if _compat.launcher_kind(self) == "multiprocessing":  # the run folder is chosen here, where it is asked for
                 if ckpt_path == "last":
@@ -420,6 +428,7 @@ def fit_stream(
         ValueError: For trainers on which a second `fit` would go wrong silently.
     """
     _check_module(module)
+    check_path(ckpt_path, fit=True)
     check_strategy(trainer.strategy)
     if _compat.launcher_kind(trainer) == "multiprocessing":
         raise ValueError(
@@ -478,6 +487,11 @@ def _check_settings(given: dict[str, Any]) -> None:
         value = given.get(name)
         if value is not None and not value >= least:
             raise ValueError(f"`{name}={value}`: expected {least} or more. Leave it out for Lightning's default.")
+    if given.get("val_check_interval") == 0:
+        raise ValueError(
+            "`val_check_interval=0`: expected a number of batches from 1, or a share of an epoch above 0. To leave "
+            "validation out, give `limit_val_batches=0`."
+        )
     accelerator = given.get("accelerator")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         raise ValueError(

@@ -75,6 +75,7 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("--data.class_order [0,1]", ["lists 2 classes", "10"]),
         ("--data.class_order random", ["'random'", "seed:N"]),
         ("--trainer.accumulate_grad_batches 0", ["`accumulate_grad_batches=0`", "1 or more"]),
+        ("--trainer.val_check_interval 0", ["`val_check_interval=0`", "`limit_val_batches=0`"]),
         ("--trainer.gradient_clip_val -1", ["`gradient_clip_val=-1", "0 or more"]),
         ("--trainer.devices 0", ["`trainer`", "devices"]),
         ("--trainer.precision foo", ["`trainer.precision` is `foo`", "bf16-mixed"]),

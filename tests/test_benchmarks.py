@@ -89,6 +89,22 @@ def test_replay(script):
     assert all(r["checkpoint_bytes"] >= r["raw_bytes"] for r in results["rules"])
 
 
+def test_herding(script, capsys):
+    results = script("herding").main(["--smoke"])
+    assert [(name, r["same"]) for name, r in results["rules"].items()] == [
+        ("PyCIL's form", True),
+        ("one candidate at a time", True),
+    ]
+    assert "| --- | --- |" in capsys.readouterr().out
+
+
+def test_targets(script, tmp_path):
+    path = tmp_path / "out.json"
+    results = script("targets").main(["--smoke", "--json", str(path)])
+    assert all(min(r["seconds"]) > 0 for r in results["methods"].values())
+    assert list(json.loads(path.read_text())["methods"]) == ["LwF", "NFL"]
+
+
 def test_peers_runs_our_side(script, tmp_path):
     write_cifar100(tmp_path)
     results = script("peers").main([str(tmp_path), "--smoke"])
@@ -102,3 +118,20 @@ def test_gpu_measures_or_says_that_there_is_none(script, capsys):
         assert capsys.readouterr().out == "no CUDA device: nothing is measured\n"
     else:
         assert min(results["images_per_second"].values()) > 0
+
+
+def test_cells_of_nfl_s_benchmark_are_commands(script, run_cli, monkeypatch, tmp_path, capsys):
+    """All of them name files and options that there are; one runs, and the table has a line for it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "nfl"))
+    cells, table = script("run"), script("table")
+    write_cifar100(tmp_path / "data")
+    assert cells.main([str(tmp_path), "--data", str(tmp_path / "data"), "--dry_run", "--seeds", "0"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == len(cells.CELLS)  # every method's file is there
+    every = [option for method, options in cells.ABLATION.values() if method == cells.NFL for option in options]
+    line = cells.command("NFL", 0, tmp_path, tmp_path / "data", ablation=False)
+    assert line[1:4] == ["-m", "lightning_cil", "fit"]
+    tiny = ["--trainer.limit_train_batches=1", "--trainer.limit_test_batches=1", "--stop_after_task=0"]
+    assert run_cli(*line[3:], *every, *tiny).code == 0
+    assert table.finished(tmp_path / "cells" / "NFL", tasks=1)[0]["method"] == "NFL"
+    assert table.cells(tmp_path) == []  # not over

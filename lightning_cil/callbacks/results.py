@@ -1,12 +1,11 @@
 """`ResultsWriter`: `results.json` and `matrix.csv` in the run folder, replaced atomically after every task."""
 
-import csv
-import io
 import json
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,7 +44,7 @@ class ResultsWriter(StreamCallback):
         if trainer.is_global_zero and log_dir and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(log_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+            write_atomically(folder / "results.json", readable_json(results) + "\n")
             write_atomically(folder / "matrix.csv", _matrix_csv(results))
 
 
@@ -113,24 +112,21 @@ def scores_of(
     counts: Counts, done: int, scenario: Scenario, no_forward_transfer: str | None = None
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """Scores of the first `done` tasks of a stream, and why the undefined ones are."""
-    matrix = [row[:done] for row in counts.matrix()[:done]]
-    baseline = counts.before_training()[:done]
+    accuracy = counts.accuracy()[: done + 1, :done]
+    baseline, matrix = accuracy[0], accuracy[1:]
     if scenario == "class_il":
         return summarise(matrix, no_baseline_reason=NO_CLASS_IL_BASELINE)
     if no_forward_transfer is not None:
         return summarise(matrix, no_baseline_reason=no_forward_transfer)
-    if None in baseline:
+    if baseline.isnan().any():
         return summarise(matrix, no_baseline_reason="the untrained network was not evaluated")
     return summarise(matrix, baseline=baseline)
 
 
 def _weighted(counts: Counts) -> list[float | None]:
     """Share of correct samples among all tasks up to i, after task i."""
-    pairs = []
-    for i in range(len(counts.total) - 1):
-        correct, total = counts.correct[i + 1, : i + 1].sum().item(), counts.total[i + 1, : i + 1].sum().item()
-        pairs.append(correct / total if total else None)
-    return pairs
+    correct, total = counts.correct[1:].tril().sum(1).tolist(), counts.total[1:].tril().sum(1).tolist()
+    return [c / t if t else None for c, t in zip(correct, total, strict=True)]
 
 
 def _footprint(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
@@ -149,6 +145,7 @@ def _footprint(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     return account.as_dict()
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -156,15 +153,28 @@ def _version(package: str) -> str | None:
         return None
 
 
+def readable_json(value: Any, margin: str = "\n") -> str:
+    """JSON with a line for each entry of an object and each row of a matrix.
+
+    The rows are json's fast encoder's, which takes no indent: the file is written after every task, and grows.
+    """
+    inner = margin + " "
+    if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
+        entries = [f"{json.dumps(key)}: {readable_json(entry, inner)}" for key, entry in value.items()]
+        return f"{{{inner}{f',{inner}'.join(entries)}{margin}}}"
+    if isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
+        rows = f",{inner}".join(json.dumps(entry, allow_nan=False) for entry in value)
+        return f"[{inner}{rows}{margin}]"
+    return json.dumps(value, allow_nan=False)
+
+
 def _matrix_csv(results: dict[str, Any]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["scenario", "after_task", *(f"task_{j}" for j in range(len(results["task_sizes"])))])
+    lines = [",".join(["scenario", "after_task", *(f"task_{j}" for j in range(len(results["task_sizes"])))])]
     for scenario in SCENARIOS:
-        rows = [("before", results["before_training"][scenario]), *enumerate(results["matrix"][scenario])]
-        for name, row in rows:
-            writer.writerow([scenario, name, *("" if v is None else f"{v:.6f}" for v in row)])
-    return buffer.getvalue()
+        for name, row in (("before", results["before_training"][scenario]), *enumerate(results["matrix"][scenario])):
+            known = ",%.6f" * len(row) % tuple(row) if None not in row else None  # one call, as most cells are in such
+            lines.append(f"{scenario},{name}{known or ''.join(',' if v is None else f',{v:.6f}' for v in row)}")
+    return "\n".join(lines) + "\n"
 
 
 @contextmanager

@@ -39,17 +39,25 @@ class Counts:
     correct: Tensor
     total: Tensor
 
+    def accuracy(self) -> Tensor:
+        """float64 `[T + 1, T]`: after task i in row i + 1, on task j in column j; NaN where nothing was evaluated."""
+        return self.correct.double() / self.total.double()
+
     def matrix(self) -> list[list[float | None]]:
         """Accuracy on task j (column) after task i (row), `None` where nothing was evaluated; T rows."""
-        return [self._row(i) for i in range(1, len(self.total))]
+        return [_none_for_nan(row) for row in self.accuracy()[1:].tolist()]
+
+    def row(self, task: int) -> list[float | None]:
+        """The row of `matrix` after a task."""
+        return _none_for_nan((self.correct[task + 1].double() / self.total[task + 1].double()).tolist())
 
     def before_training(self) -> list[float | None]:
         """Accuracy of the untrained network on every task."""
-        return self._row(0)
+        return self.row(-1)
 
-    def _row(self, row: int) -> list[float | None]:
-        pairs = zip(self.correct[row].tolist(), self.total[row].tolist(), strict=True)
-        return [correct / total if total else None for correct, total in pairs]
+
+def _none_for_nan(row: list[float]) -> list[float | None]:
+    return [value if value == value else None for value in row]
 
 
 @dataclass

@@ -34,7 +34,7 @@ class StreamSummary(StreamCallback):
         """Print the task's line."""
         state = stream_state(trainer)
         assert state is not None
-        if all(v is None for v in state.counts["class_il"].matrix()[task.index]):
+        if all(v is None for v in state.counts["class_il"].row(task.index)):
             return
         rank_zero_print(task_line(state, task, trainer.datamodule.class_names, time.perf_counter() - self._started))  # type: ignore[attr-defined]
 
@@ -64,7 +64,7 @@ def task_line(state: StreamState, task: Task, class_names: list[str], seconds: f
     shown = " ".join(names[:6]) + (f" … ({len(names)} classes)" if len(names) > 6 else "")
     parts = []
     for scenario in SCENARIOS:
-        row = [v for v in state.counts[scenario].matrix()[task.index][: task.index + 1] if v is not None]
+        row = [v for v in state.counts[scenario].row(task.index)[: task.index + 1] if v is not None]
         parts.append(f"{SCENARIO_NAMES[scenario]} {100 * sum(row) / len(row):5.1f} %")
     return f"task {task.index + 1}/{state.num_tasks} [{shown}]  {'  '.join(parts)}  {seconds:.1f} s"
 

@@ -11,8 +11,8 @@ Departures: NFL's Eq. 8 prints a minus sign before an entropy that its own right
 what is minimised. None of these papers multiplies by the squared temperature (Hinton et al.,
 https://arxiv.org/abs/1503.02531, section 2, does), so neither do we: weigh the term yourself.
 
-All functions take raw logits, treat the teacher as a constant unless told otherwise, and return a differentiable
-zero, never NaN, for an empty batch or without old classes.
+All functions take raw logits, compute in float32 or wider, treat the teacher as a constant unless told otherwise, and
+return a differentiable zero, never NaN, for an empty batch or without old classes.
 """
 
 from collections.abc import Sequence
@@ -76,8 +76,8 @@ def soft_cross_entropy(
     _check_shapes(student_logits, teacher_logits)
     _check_temperature(temperature)
     teacher = teacher_logits.detach() if detach_teacher else teacher_logits
-    target = F.softmax(teacher / temperature, dim=1)  # Eq. 9
-    log_student = F.log_softmax(student_logits / temperature, dim=1)  # log of Eq. 10
+    target = F.softmax(_softened(teacher, temperature), dim=1)  # Eq. 9
+    log_student = F.log_softmax(_softened(student_logits, temperature), dim=1)  # log of Eq. 10
     return batch_mean(-(target * log_student).sum(dim=1))  # Eq. 8
 
 
@@ -139,8 +139,8 @@ def per_head_soft_cross_entropy(
         1
     )  # [heads, old]
     teacher = teacher_logits.detach() if detach_teacher else teacher_logits
-    teacher = (teacher / temperature).unsqueeze(1).masked_fill(outside, float("-inf"))
-    student = (student_logits / temperature).unsqueeze(1).masked_fill(outside, float("-inf"))
+    teacher = _softened(teacher, temperature).unsqueeze(1).masked_fill(outside, float("-inf"))
+    student = _softened(student_logits, temperature).unsqueeze(1).masked_fill(outside, float("-inf"))
     target = F.softmax(teacher, dim=2)  # Eq. 9
     log_student = F.log_softmax(student, dim=2).masked_fill(outside, 0.0)  # log of Eq. 10; 0 · 0, not 0 · -inf
     return batch_mean(-(target * log_student).sum(dim=(1, 2)))  # Eq. 8, summed over heads
@@ -216,9 +216,19 @@ def binary_distillation(
         1.386294
     """
     _check_shapes(student_logits, teacher_logits)
-    target = teacher_logits.detach().sigmoid()
-    loss = F.binary_cross_entropy_with_logits(student_logits, target, reduction="none")  # the summand of Eq. 2, stable
+    target = _wide(teacher_logits.detach()).sigmoid()
+    # the summand of Eq. 2, stable
+    loss = F.binary_cross_entropy_with_logits(_wide(student_logits), target, reduction="none")
     return class_reduction(loss, reduction)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 or wider: on a CPU, autocast leaves a softmax of bfloat16 logits in bfloat16."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _softened(logits: Tensor, temperature: float | int) -> Tensor:
+    return _wide(logits) / temperature
 
 
 def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:

@@ -187,11 +187,19 @@ def test_extreme_logits_stay_finite(loss, dtype: torch.dtype) -> None:
     teacher = torch.tensor([[-1e4, 1e4, 0.0], [1e4, -1e4, 1e4]], dtype=dtype)
     value = loss(student, teacher)
     value.backward()
-    assert value.dtype == dtype
+    assert value.dtype == torch.promote_types(dtype, torch.float32)
     assert value.isfinite()
     assert student.grad is not None
     assert student.grad.isfinite().all()
     assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_half_precision_logits_are_compared_in_single_precision(loss) -> None:
+    student, teacher = (z.detach().bfloat16() for z in random_logits())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(student, teacher)
+    torch.testing.assert_close(value, loss(student.float(), teacher.float()))
 
 
 def test_shifting_all_logits_of_a_sample_changes_nothing() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from lightning_cil import IncrementalTrainer, Stage, Task, fit_stream
 from lightning_cil.callbacks import (
@@ -266,7 +266,7 @@ def test_stop_after_task_then_branch_with_other_settings(tmp_path: Path) -> None
 
 
 def test_fit_stream_on_a_stock_trainer_gives_the_same_weights(tmp_path: Path) -> None:
-    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch import seed_everything
 
     data = {"sizes": [4, 6], "batch_size": 64}
     ours = make(TwoStages)
@@ -283,8 +283,6 @@ def test_fit_stream_on_a_stock_trainer_gives_the_same_weights(tmp_path: Path) ->
 
 @pytest.mark.parametrize("enabled", [False, True])
 def test_fit_stream_writes_checkpoints_where_the_trainer_does(tmp_path: Path, enabled: bool) -> None:
-    from lightning.pytorch import Trainer
-
     trainer = Trainer(
         accelerator="cpu", default_root_dir=tmp_path, enable_progress_bar=False, log_every_n_steps=1, logger=False,
         enable_model_summary=False, num_sanity_val_steps=0, enable_checkpointing=enabled, limit_train_batches=1,
@@ -356,6 +354,16 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, content: bytes | None, me
         path.write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         fit(tmp_path, make(FineTune), ckpt_path=str(path))
+
+
+@pytest.mark.parametrize(("path", "message"), [("best", "expected a file or 'last'"), ("", "`ckpt_path` is empty")])
+def test_words_that_name_no_checkpoint_are_refused(tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, make(FineTune), ckpt_path=path)
+    stock = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match=message):
+        fit_stream(stock, make(FineTune), SplitDigits(), ckpt_path=path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_another_class_order_is_refused(tmp_path: Path) -> None:
