@@ -1,6 +1,7 @@
 """The papers' methods, one file each."""
 
 from lightning_cil.methods.base import IncrementalModule
+from lightning_cil.methods.coil import Coil
 from lightning_cil.methods.derpp import DERPlusPlus
 from lightning_cil.methods.er import ER
 from lightning_cil.methods.finetune import FineTune
@@ -8,12 +9,15 @@ from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
+from lightning_cil.methods.memo import MEMO
 from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
 
 __all__ = [
     "ER",
+    "MEMO",
     "NFL",
+    "Coil",
     "DERPlusPlus",
     "FineTune",
     "ICaRL",

@@ -7,6 +7,7 @@ from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.frozen_copies import FrozenCopies
 from lightning_cil.networks.growing_list import GrowingList
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
+from lightning_cil.networks.last_activation import remove_last_activation
 from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.sharding import copy_unsharded, shard_children, unsharded
@@ -33,6 +34,7 @@ __all__ = [
     "evaluating",
     "feature_width",
     "load_weights",
+    "remove_last_activation",
     "set_trainable",
     "shard_children",
     "split_backbone",
