@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from lightning_cil.networks.audioclip.checkpoints import TowerName, load_checkpoint, read_text_tower
 from lightning_cil.networks.audioclip.front_ends import FrontEndKind
@@ -109,9 +110,11 @@ class Towers:
         assert self.audio_weights is not None
         tokens = cut_padding(self.tokenizer(model).encode(fill(names, templates)))
         source = read_text_tower(self.audio_weights, verify=self.verify, argument="audio_weights")
-        of_source = torch.nn.functional.normalize(torch.cat([source(part) for part in tokens.split(_TEXTS)]), dim=-1)
+        of_source = torch.nn.functional.normalize(
+            torch.cat([source(part) for part in torch.split(tokens, _TEXTS)]), dim=-1
+        )
         device = model.logit_scale.device
-        of_model = torch.cat([model.encode_text(part) for part in tokens.to(device).split(_TEXTS)])
+        of_model = torch.cat([model.encode_text(part) for part in torch.split(tokens.to(device), _TEXTS)])
         if of_source.shape[1] != model.audio_dim:
             raise ValueError(
                 f"`audio_weights={self.audio_weights!r}` has text features of width {of_source.shape[1]}, expected "
@@ -143,8 +146,8 @@ class Towers:
         matrices = [state[name] for name in ("projection.weight", "weight") if name in state] or list(state.values())
         if len(matrices) != 1:
             raise ValueError(
-                f"`projection={self.projection!r}` holds {len(state)} tensors, expected one matrix, best under the name "
-                "'projection.weight'."
+                f"`projection={self.projection!r}` holds {len(state)} tensors, expected one matrix, best under the "
+                "name 'projection.weight'."
             )
         model.set_projection(matrices[0])
 
