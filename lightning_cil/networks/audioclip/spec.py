@@ -110,9 +110,7 @@ class Towers:
         assert self.audio_weights is not None
         tokens = cut_padding(self.tokenizer(model).encode(fill(names, templates)))
         source = read_text_tower(self.audio_weights, verify=self.verify, argument="audio_weights")
-        of_source = torch.nn.functional.normalize(
-            torch.cat([source(part) for part in torch.split(tokens, _TEXTS)]), dim=-1
-        )
+        of_source = F.normalize(torch.cat([source(part) for part in torch.split(tokens, _TEXTS)]), dim=-1)
         device = model.logit_scale.device
         of_model = torch.cat([model.encode_text(part) for part in torch.split(tokens.to(device), _TEXTS)])
         if of_source.shape[1] != model.audio_dim:
