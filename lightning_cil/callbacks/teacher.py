@@ -38,6 +38,7 @@ class Teacher(StreamCallback):
             `module.head`.
         outputs: Whether dict batches get `teacher_<name>` for everything that `module.teacher_outputs(image)` returns,
             a dict of tensors `[B, …]` with `logits` among them; for methods that keep more than logits.
+        exemplars: Whether exemplars get logits too; a loss that does not use them saves their part of the forward.
 
     Raises:
         ValueError: For other `targets`, or `outputs` together with recorded targets or `features`.
@@ -46,7 +47,11 @@ class Teacher(StreamCallback):
     part_of_method = True
 
     def __init__(
-        self, targets: Literal["online", "recorded"] = "online", features: bool = False, outputs: bool = False
+        self,
+        targets: Literal["online", "recorded"] = "online",
+        features: bool = False,
+        outputs: bool = False,
+        exemplars: bool = True,
     ) -> None:
         check_targets(targets)
         if outputs and (features or targets != "online"):
@@ -57,6 +62,7 @@ class Teacher(StreamCallback):
         self.targets = targets
         self.features = features
         self.outputs = outputs
+        self.exemplars = exemplars
         self.network: nn.Module | None = None
         self._recorded: RecordedLogits | None = None
         self._recorded_data: tuple[str, float] | None = None
@@ -116,12 +122,13 @@ class Teacher(StreamCallback):
             )
         if self.network is None or not _wanted(trainer):
             return
+        exemplars = self.exemplars and isinstance(batch, dict) and "replay_image" in batch
         if isinstance(batch, dict) and self._recorded is not None:
             self._add(batch, self._recorded(batch["index"]))
-            if "replay_image" in batch:
+            if exemplars:
                 batch["replay_teacher_logits"] = self._logits_of(self.logits(trainer, batch["replay_image"]))
         elif isinstance(batch, dict):
-            images = [batch["image"], *([batch["replay_image"]] if "replay_image" in batch else [])]
+            images = [batch["image"], *([batch["replay_image"]] if exemplars else [])]
             sizes = [len(i) for i in images]
             if self.outputs:
                 for name, value in self._outputs_of(trainer, torch.cat(images)).items():

@@ -4,6 +4,7 @@ Import them by their file's name as well: `from lightning_cil.losses.distillatio
 named `…_terms` return weighted terms by name; the loss is `sum(terms.values())`.
 """
 
+from lightning_cil.losses._columns import Reduction
 from lightning_cil.losses.asymmetric import decay_exponent, known_bce, negative_decay_bce, positive_decay_bce
 from lightning_cil.losses.asymmetric_focal import asymmetric_focal_loss
 from lightning_cil.losses.autoencoder import autoencoder_terms, code_preservation
@@ -27,6 +28,7 @@ from lightning_cil.losses.transport import prospective_rows, retrospective_rows,
 
 __all__ = [
     "PseudoLabelSearch",
+    "Reduction",
     "asymmetric_focal_loss",
     "autoencoder_terms",
     "auxiliary_target",
