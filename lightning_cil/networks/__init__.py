@@ -4,6 +4,8 @@ from lightning_cil.networks.autoencoder import Autoencoder
 from lightning_cil.networks.backbones import create_backbone, feature_width, load_weights
 from lightning_cil.networks.bias_correction import BiasCorrection
 from lightning_cil.networks.counters import StepCounter, merge_counters
+from lightning_cil.networks.class_gcn import ClassGCN
+from lightning_cil.networks.class_vectors import class_vectors
 from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.frozen_copies import FrozenCopies
 from lightning_cil.networks.fusion import AAVFM, ConcatFusion
@@ -14,11 +16,17 @@ from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.mife import MIFE, Mixtures
 from lightning_cil.networks.moe_lora import MoEAdapter
 from lightning_cil.networks.peft_format import load_peft, save_peft
+from lightning_cil.networks.label_correlation import CorrelationRule
+from lightning_cil.networks.label_graph import LabelGraph
+from lightning_cil.networks.memo import MemoBackbone, split_backbone
+from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.router_selectors import RouterSelector, make_router_selector
 from lightning_cil.networks.sharding import copy_unsharded, shard_children, unsharded
 from lightning_cil.networks.small import SmallConvNet
 from lightning_cil.networks.spec import Backbone
+from lightning_cil.networks.stage_maps import MapBackbone
+from lightning_cil.networks.task_attention import TaskAttention
 from lightning_cil.networks.weight_alignment import align_weights, alignment_factor
 
 __all__ = [
@@ -29,10 +37,14 @@ __all__ = [
     "BiasCorrection",
     "CifarResNet",
     "ConcatFusion",
+    "ClassGCN",
+    "CorrelationRule",
     "CosineHead",
     "FrozenCopies",
     "GrowingList",
+    "LabelGraph",
     "LinearHead",
+    "MapBackbone",
     "MemoBackbone",
     "Mixtures",
     "MoEAdapter",
@@ -40,8 +52,13 @@ __all__ = [
     "RouterSelector",
     "SmallConvNet",
     "StepCounter",
+    "PromptPool",
+    "PromptedTransformer",
+    "SmallConvNet",
+    "TaskAttention",
     "align_weights",
     "alignment_factor",
+    "class_vectors",
     "copy_unsharded",
     "create_backbone",
     "evaluating",
