@@ -10,22 +10,22 @@ from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
+from lightning_cil.methods.memo import MEMO
 from lightning_cil.methods.ml_derpp import MLDERPlusPlus
 from lightning_cil.methods.ml_er import MLER
 from lightning_cil.methods.ml_finetune import MLFineTune
 from lightning_cil.methods.ml_joint import MLJoint
 from lightning_cil.methods.ml_kd import MLKD
 from lightning_cil.methods.ml_lwf import MLLwF
-from lightning_cil.methods.memo import MEMO
 from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
 from lightning_cil.methods.rebll import RebLL
 
 __all__ = [
     "ER",
+    "MEMO",
     "MLER",
     "MLKD",
-    "MEMO",
     "NFL",
     "Coil",
     "DERPlusPlus",

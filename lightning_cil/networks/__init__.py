@@ -3,22 +3,21 @@
 from lightning_cil.networks.autoencoder import Autoencoder
 from lightning_cil.networks.backbones import create_backbone, feature_width, load_weights
 from lightning_cil.networks.bias_correction import BiasCorrection
-from lightning_cil.networks.counters import StepCounter, merge_counters
 from lightning_cil.networks.class_gcn import ClassGCN
 from lightning_cil.networks.class_vectors import class_vectors
+from lightning_cil.networks.counters import StepCounter, merge_counters
 from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.frozen_copies import FrozenCopies
 from lightning_cil.networks.fusion import AAVFM, ConcatFusion
 from lightning_cil.networks.growing_list import GrowingList
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
+from lightning_cil.networks.label_correlation import CorrelationRule
+from lightning_cil.networks.label_graph import LabelGraph
 from lightning_cil.networks.last_activation import remove_last_activation
 from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.mife import MIFE, Mixtures
 from lightning_cil.networks.moe_lora import MoEAdapter
 from lightning_cil.networks.peft_format import load_peft, save_peft
-from lightning_cil.networks.label_correlation import CorrelationRule
-from lightning_cil.networks.label_graph import LabelGraph
-from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.router_selectors import RouterSelector, make_router_selector
@@ -36,8 +35,8 @@ __all__ = [
     "Backbone",
     "BiasCorrection",
     "CifarResNet",
-    "ConcatFusion",
     "ClassGCN",
+    "ConcatFusion",
     "CorrelationRule",
     "CosineHead",
     "FrozenCopies",
@@ -49,12 +48,11 @@ __all__ = [
     "Mixtures",
     "MoEAdapter",
     "MultiHead",
+    "PromptPool",
+    "PromptedTransformer",
     "RouterSelector",
     "SmallConvNet",
     "StepCounter",
-    "PromptPool",
-    "PromptedTransformer",
-    "SmallConvNet",
     "TaskAttention",
     "align_weights",
     "alignment_factor",
@@ -65,9 +63,9 @@ __all__ = [
     "feature_width",
     "load_peft",
     "load_weights",
-    "remove_last_activation",
     "make_router_selector",
     "merge_counters",
+    "remove_last_activation",
     "save_peft",
     "set_trainable",
     "shard_children",

@@ -343,6 +343,8 @@ def write_coco(
         write_files(root, files)
         found += [names, values]
     return WrittenLabels(*found)
+
+
 # ---------------------------------------------------------------------- sounds
 
 
