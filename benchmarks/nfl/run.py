@@ -26,6 +26,9 @@ def steps(**epochs: int) -> list[str]:
     return [f"--model.step{step}_epochs={number}" for step, number in chosen.items()]
 
 
+FIRST = ("epochs=4", "optimizer=null", "lr_scheduler=lightning_cil.schedulers.FractionCosineLR")
+"""MEMO's first task is trained as the others."""
+
 CELLS: dict[str, tuple[str, list[str]]] = {
     "LwF": ("baselines/methods/lwf", []),
     "NFL": ("nfl/methods/nfl", steps()),
@@ -35,8 +38,8 @@ CELLS: dict[str, tuple[str, list[str]]] = {
     "ER": ("baselines/methods/er", []),
     "ICaRL": ("nfl/methods/icarl", []),
     "DERPlusPlus": ("nfl/methods/derpp", []),
-    "Coil": ("nfl/methods/coil", []),
-    "MEMO": ("nfl/methods/memo", []),
+    "Coil": ("nfl/methods/coil", ["--model.solve_every=63"]),  # once an epoch
+    "MEMO": ("nfl/methods/memo", [f"--model.first_{name}" for name in FIRST]),
 }
 """By name: the method's file in examples/, and further options."""
 
