@@ -48,6 +48,8 @@ THIRD = ["--model.lambda_=0.333", "--model.omega=0.333", "--model.beta=0.333"]
 AS_LWF = [*THIRD, "--model.optimizer.lr=0.15", "--model.optimizer.weight_decay=1.667e-4"]
 """KD : CE as 3 : 1, and steps as long as with 3 KD + CE at 0.05 and 5e-4."""
 FULL_RATE = ["--model.step4_lr_factor=1", "--model.step5_lr_factor=1"]
+HEAD_RATE = "--model.step2_lr_factor=0.333"
+"""Step 2 has a cross-entropy of weight 1."""
 COSINE = "--model.tune_lr_scheduler=lightning_cil.schedulers.FractionCosineLR"
 SAME_RATES = [f"--model.step{step}_lr_factor={rate}" for step, rate in {2: 1, 3: 0.854, 4: 0.5, 5: 0.146}.items()]
 """Those of the other methods in their four epochs."""
@@ -58,11 +60,10 @@ ABLATION: dict[str, tuple[str, list[str]]] = {
     "NFL, steps 4 and 5 at the full rate": (NFL, [*steps(), *FULL_RATE]),
     "NFL, steps 4 and 5 at the full rate, 1/3": (NFL, [*steps(), *FULL_RATE, *THIRD]),
     "NFL, the others' rates": (NFL, [*steps(), *SAME_RATES]),
-    "NFL, the others' rates, LwF's weights": (NFL, [*steps(), *SAME_RATES, *AS_LWF, "--model.step2_lr_factor=0.333"]),
+    "NFL, the others' rates, LwF's weights": (NFL, [*steps(), *SAME_RATES, *AS_LWF, HEAD_RATE]),
     "NFL, steps 2 and 5, all as LwF": (
         NFL,
-        [*steps(s3=0, s4=0, s5=3), *AS_LWF, "--model.step2_lr_factor=0.333", "--model.step5_lr_factor=1", COSINE]
-        + ["--model.alpha=0"],
+        [*steps(s3=0, s4=0, s5=3), *AS_LWF, HEAD_RATE, "--model.step5_lr_factor=1", COSINE, "--model.alpha=0"],
     ),
     "NFL, without step 2": (NFL, steps(s2=0, s3=2)),
     "NFL, without step 3": (NFL, steps(s3=0, s4=2)),
