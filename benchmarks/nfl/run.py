@@ -26,6 +26,9 @@ def steps(**epochs: int) -> list[str]:
     return [f"--model.step{step}_epochs={number}" for step, number in chosen.items()]
 
 
+FIRST = ("epochs=4", "optimizer=null", "lr_scheduler=lightning_cil.schedulers.FractionCosineLR")
+"""MEMO's first task is trained as the others."""
+
 CELLS: dict[str, tuple[str, list[str]]] = {
     "LwF": ("baselines/methods/lwf", []),
     "NFL": ("nfl/methods/nfl", steps()),
@@ -35,23 +38,32 @@ CELLS: dict[str, tuple[str, list[str]]] = {
     "ER": ("baselines/methods/er", []),
     "ICaRL": ("nfl/methods/icarl", []),
     "DERPlusPlus": ("nfl/methods/derpp", []),
-    "Coil": ("nfl/methods/coil", []),
-    "MEMO": ("nfl/methods/memo", []),
+    "Coil": ("nfl/methods/coil", ["--model.solve_every=63"]),  # once an epoch
+    "MEMO": ("nfl/methods/memo", [f"--model.first_{name}" for name in FIRST]),
 }
 """By name: the method's file in examples/, and further options."""
 
 NFL, LWF = CELLS["NFL"][0], CELLS["LwF"][0]
-TO_LWF = ["--model.lambda_=0.333", "--model.omega=0.333", "--model.beta=0.333"]
+THIRD = ["--model.lambda_=0.333", "--model.omega=0.333", "--model.beta=0.333"]
+AS_LWF = [*THIRD, "--model.optimizer.lr=0.15", "--model.optimizer.weight_decay=1.667e-4"]
+"""KD : CE as 3 : 1, and steps as long as with 3 KD + CE at 0.05 and 5e-4."""
 FULL_RATE = ["--model.step4_lr_factor=1", "--model.step5_lr_factor=1"]
+HEAD_RATE = "--model.step2_lr_factor=0.333"
+"""Step 2 has a cross-entropy of weight 1."""
+COSINE = "--model.tune_lr_scheduler=lightning_cil.schedulers.FractionCosineLR"
+SAME_RATES = [f"--model.step{step}_lr_factor={rate}" for step, rate in {2: 1, 3: 0.854, 4: 0.5, 5: 0.146}.items()]
+"""Those of the other methods in their four epochs."""
 ABLATION: dict[str, tuple[str, list[str]]] = {
     "LwF, weight 1": (LWF, ["--model.distillation_weight=1"]),
     "LwF, warm-up": (LWF, ["--model.head=multi", "--model.epochs=3", "--model.warmup_epochs=1"]),
-    "NFL, lambda omega beta 1/3": (NFL, [*steps(), *TO_LWF]),
+    "NFL, lambda omega beta 1/3": (NFL, [*steps(), *THIRD]),
     "NFL, steps 4 and 5 at the full rate": (NFL, [*steps(), *FULL_RATE]),
-    "NFL, steps 4 and 5 at the full rate, 1/3": (NFL, [*steps(), *FULL_RATE, *TO_LWF]),
-    "NFL, steps 2 and 5 at the full rate, 1/3, alpha 0": (
+    "NFL, steps 4 and 5 at the full rate, 1/3": (NFL, [*steps(), *FULL_RATE, *THIRD]),
+    "NFL, the others' rates": (NFL, [*steps(), *SAME_RATES]),
+    "NFL, the others' rates, LwF's weights": (NFL, [*steps(), *SAME_RATES, *AS_LWF, HEAD_RATE]),
+    "NFL, steps 2 and 5, all as LwF": (
         NFL,
-        [*steps(s3=0, s4=0, s5=3), *FULL_RATE, *TO_LWF, "--model.alpha=0"],
+        [*steps(s3=0, s4=0, s5=3), *AS_LWF, HEAD_RATE, "--model.step5_lr_factor=1", COSINE, "--model.alpha=0"],
     ),
     "NFL, without step 2": (NFL, steps(s2=0, s3=2)),
     "NFL, without step 3": (NFL, steps(s3=0, s4=2)),
@@ -71,7 +83,7 @@ RANDOM = "NFL, step 3 from random weights"
 
 def folder_of(name: str, seed: int, out: Path, ablation: bool) -> Path:
     """Where a run is."""
-    plain = name.replace(",", "").replace(" ", "_").replace("/", "of")
+    plain = name.replace(",", "").replace("'", "").replace(" ", "_").replace("/", "of")
     return out.absolute() / ("ablation" if ablation else "cells") / plain / f"seed_{seed}"
 
 
