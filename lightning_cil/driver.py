@@ -24,6 +24,7 @@ from lightning_cil.callbacks.checkpoint import StreamCheckpoint
 from lightning_cil.callbacks.freezing import StagedFreezing
 from lightning_cil.callbacks.interruption import Interruption
 from lightning_cil.callbacks.random_state import seed_generators
+from lightning_cil.callbacks.relabel import OnlineRelabel
 from lightning_cil.callbacks.replay import ReplayBuffer
 from lightning_cil.callbacks.stream_state import StageTime, StreamState
 from lightning_cil.callbacks.teacher import Teacher
@@ -92,6 +93,7 @@ class StreamDriver:
                 f"{type(module).__name__} has learned {module.head.num_classes} classes already, and no checkpoint is "
                 "given to go on from. Make a new module for a new stream, or give `ckpt_path` to continue one."
             )
+        module.check_labels(datamodule)
         self._add_required_callbacks()
         _compat.prepare_data(trainer)
         datamodule.setup("fit")
@@ -129,7 +131,7 @@ class StreamDriver:
         elif ckpt:
             first, resumed = state.task, True
             rank_zero_info(f"Going on inside task {state.task}, stage {state.stage} of {ckpt_path}")
-        elif evaluate_before:
+        elif evaluate_before and module.label_kind == "single":  # without outputs there is nothing to rank
             self._evaluate(row=-1)
         end = len(tasks) if stop_after_task is None else stop_after_task + 1
         for task in tasks[first:end]:
@@ -258,11 +260,11 @@ class StreamDriver:
 
 
 def replay_before_teacher(callbacks: list[Callback]) -> None:
-    """The teacher looks at the exemplars too, so they must be in the batch when its turn comes."""
+    """Exemplars must be in the batch when the teacher's turn comes, and stored before they are relabelled."""
     replay = next((i for i, c in enumerate(callbacks) if isinstance(c, ReplayBuffer)), None)
-    teacher = next((i for i, c in enumerate(callbacks) if isinstance(c, Teacher)), None)
-    if replay is not None and teacher is not None and teacher < replay:
-        callbacks.insert(teacher, callbacks.pop(replay))
+    user = next((i for i, c in enumerate(callbacks) if isinstance(c, Teacher | OnlineRelabel)), None)
+    if replay is not None and user is not None and user < replay:
+        callbacks.insert(user, callbacks.pop(replay))
 
 
 def _run_seed() -> int:

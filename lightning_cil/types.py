@@ -61,7 +61,11 @@ class Batch(TypedDict, total=False):
     replay_image: Tensor
     """float `[R, channels, height, width]`: exemplars, augmented as `image` is (added by `ReplayBuffer`)."""
     replay_target: Tensor
-    """long `[R]`."""
+    """long `[R]`; multi-label: float `[R, C]`."""
+    replay_known: Tensor
+    """bool `[R, C]`: the exemplars' labels that are annotated or were filled in since (multi-label)."""
+    replay_annotated: Tensor
+    """bool `[R, C]`: those of them that are ground truth (multi-label)."""
     replay_task: Tensor
     """long `[R]`."""
     replay_index: Tensor
@@ -71,7 +75,9 @@ class Batch(TypedDict, total=False):
     replay2_image: Tensor
     """float `[R, channels, height, width]`: a second, independent draw (`ReplayBuffer(num_draws=2)`)."""
     replay2_target: Tensor
-    """long `[R]`."""
+    """long `[R]`; multi-label: float `[R, C]`."""
+    replay2_known: Tensor
+    """bool `[R, C]`, as `replay_known`."""
     teacher_logits: Tensor
     """float `[B, old]`: the old model's logits for `image` (added by `Teacher`)."""
     teacher_features: Tensor

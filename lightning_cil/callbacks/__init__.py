@@ -13,6 +13,7 @@ from lightning_cil.callbacks.other_classifier import OtherClassifier
 from lightning_cil.callbacks.progress import StreamProgressBar
 from lightning_cil.callbacks.random_state import RandomState
 from lightning_cil.callbacks.records import PredictionRecords
+from lightning_cil.callbacks.relabel import OnlineRelabel
 from lightning_cil.callbacks.replay import ReplayBuffer
 from lightning_cil.callbacks.results import ResultsWriter
 from lightning_cil.callbacks.stream_state import StreamState
@@ -28,6 +29,7 @@ __all__ = [
     "LiveFigures",
     "ModelCheckpoint",
     "NonFiniteError",
+    "OnlineRelabel",
     "OtherClassifier",
     "PredictionRecords",
     "RandomState",

@@ -58,7 +58,16 @@ class ContinualEvaluation(StreamCallback):
         return "ContinualEvaluation"
 
     def on_stream_start(self, trainer: Trainer, module: LightningModule, resumed: bool) -> None:
-        """A new stream starts without rows."""
+        """A new stream starts without rows.
+
+        Raises:
+            ValueError: For multi-label data, of which no image has one predicted label.
+        """
+        if getattr(module, "label_kind", "single") != "single":
+            raise ValueError(
+                f"`ContinualEvaluation` counts correct labels, and {type(module).__name__} predicts any number of "
+                "labels for each image; expected a single-label method. Take the callback out."
+            )
         if not resumed:
             self.rows, self._last_step = [], 0
 

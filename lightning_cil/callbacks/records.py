@@ -64,6 +64,8 @@ class PredictionRecords(StreamCallback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the evaluation's file."""
         row, log_dir = getattr(pl_module, "evaluation_row", None), trainer.log_dir
+        if not self._parts:  # multi-label: no image has one predicted label
+            return
         if row is None or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         columns = gather_columns(trainer, self._parts)

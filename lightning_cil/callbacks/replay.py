@@ -50,13 +50,17 @@ class ReplayBuffer(StreamCallback):
     | `on_train_end` | stock fit: the same, from the fit's dataset |
     | checkpoint | the store under an own key, weights_only-safe |
 
+    Multi-label (reservoir only): `target` float `[R, C]`, `known` and `annotated` bool `[R, C]` are stored, and are in the
+    batch as `replay_target`, `replay_known`, `replay_annotated`. A stock fit has y float `[B, C]`, NaN where unknown.
+
     The budget is global: it does not grow with the number of processes, and the store is the same on all of them.
     Draws are functions of (seed, step): nothing else need be saved.
 
     Args:
         total: Budget in exemplars, shared by all classes seen.
-        per_class: Budget in exemplars for each class. Exactly one of `total` and `per_class`.
-        selection: `reservoir`: every sample has the same chance (needs `total`); `balanced`: equal shares of classes,
+        per_class: Budget in exemplars for each class; of a reservoir, times the classes of the stream. Exactly one of
+            `total` and `per_class`.
+        selection: `reservoir`: every sample has the same chance; `balanced`: equal shares of classes,
             chosen at random; `herding`: equal shares, in iCaRL's order (needs `module.features`);
             `herding_inner_product`: the same by the rule of iCaRL's script.
         update: When samples are offered: `task`: each once, at the end of its task; `batch`: with every batch of
@@ -68,6 +72,12 @@ class ReplayBuffer(StreamCallback):
         columns: What is stored beside image and label: keys of the dict that `training_step` returns, each `[B, …]`
             (`update='batch'` only), such as the logits of the augmented images.
         num_draws: Independent draws a step, each of `batch_size`.
+        repeat: Whether a batch that asks for more exemplars than there are has some of them more than once; otherwise
+            it gets as many as there are.
+        grow: A reservoir with `per_class` grows with the classes seen: the first samples of a task fill the new room.
+            Otherwise it has its full size from the first task on.
+        dedupe: Store each image once (multi-label, where it comes again in other tasks): what a later task annotates
+            in a stored image is added to its labels.
         seed: Of a stock fit; a stream has its own.
 
     Raises:
@@ -87,6 +97,9 @@ class ReplayBuffer(StreamCallback):
         allow_missing_classes: bool = False,
         columns: Sequence[str] = (),
         num_draws: int = 1,
+        repeat: bool = True,
+        grow: bool = False,
+        dedupe: bool = False,
         seed: int = 0,
     ) -> None:
         if (total is None) == (per_class is None):
@@ -103,8 +116,10 @@ class ReplayBuffer(StreamCallback):
             raise ValueError(
                 f"`selection={selection!r}`: expected 'reservoir', 'balanced', 'herding' or 'herding_inner_product'."
             )
-        if selection == "reservoir" and total is None:
-            raise ValueError("`selection='reservoir'` has no classes; give `total`, or choose 'balanced'.")
+        if grow and (selection != "reservoir" or per_class is None):
+            raise ValueError(
+                f"`grow=True` with `selection={selection!r}`, `total={total}`: only a reservoir with `per_class` grows."
+            )
         if update == "batch" and selection != "reservoir":
             raise ValueError(f"`update='batch'` with `selection={selection!r}`: only a reservoir fills batch by batch.")
         if isinstance(columns, str) or (columns and update != "batch"):
@@ -123,6 +138,9 @@ class ReplayBuffer(StreamCallback):
         self.allow_missing_classes = allow_missing_classes
         self.columns = list(columns)
         self.num_draws = num_draws
+        self.repeat = repeat
+        self.grow = grow
+        self.dedupe = dedupe
         self.seed = seed
         self.store = ExemplarStore(capacity=total)
         self.num_offered = 0
@@ -162,12 +180,14 @@ class ReplayBuffer(StreamCallback):
             return
         current = batch["image"] if isinstance(batch, dict) else batch[0]
         size, step = self.batch_size or len(current), trainer.fit_loop.total_batch_idx
+        if not self.repeat:
+            size = min(size, max(1, len(self.store) // trainer.world_size))
         if isinstance(batch, dict):
             for number in range(self.num_draws):
                 key = "replay" if number == 0 else f"replay{number + 1}"
                 drawn = self.draw(trainer, size, step, number)
                 batch[f"{key}_image"] = self._images(trainer, drawn, size, step, number, current.device)
-                for name in ("target", "task", "index", *self.columns):
+                for name in drawn.keys() - {"image", "key"}:
                     batch[f"{key}_{name}"] = to_device(drawn[name], current.device)
         else:
             drawn = self.draw(trainer, size, step)
@@ -222,7 +242,18 @@ class ReplayBuffer(StreamCallback):
     # ------------------------------------------------------------------ filling
 
     def on_stream_start(self, trainer: Trainer, module: LightningModule, resumed: bool) -> None:
-        """A new stream starts without exemplars."""
+        """A new stream starts without exemplars.
+
+        Raises:
+            ValueError: For multi-label data and a selection by class, or `dedupe` without such data.
+        """
+        multi = _is_multi(trainer)
+        if (multi and self.selection != "reservoir") or (self.dedupe and not multi):
+            raise ValueError(
+                f"`selection={self.selection!r}`, `dedupe={self.dedupe}` with "
+                f"{'multi' if multi else 'single'}-label data; expected 'reservoir' for multi-label data, where an "
+                "image has no single class, and `dedupe` only there."
+            )
         if not resumed:
             self.store.clear()
             self.num_offered = self._image_bytes = 0
@@ -248,13 +279,16 @@ class ReplayBuffer(StreamCallback):
             return
         if isinstance(batch, dict):
             given = {name: batch[name] for name in ("index", "target", "task")} | self._returned(outputs, batch)
-            rows, slots = self._reservoir(len(batch["index"]) * trainer.world_size, self._seed(trainer))
+            if "known" in batch:
+                given |= {"known": batch["known"], "annotated": batch["known"]}
+            rows, slots = self._reservoir(trainer, len(batch["index"]) * trainer.world_size)
             if len(rows):  # later batches change less and less: only those that do wait for the device
-                self._write(trainer, slots, {n: _gather(trainer, v)[rows.to(v.device)].cpu() for n, v in given.items()})
+                columns = {n: _gather(trainer, v)[rows.to(v.device)].cpu() for n, v in given.items()}
+                self._write(trainer, *(self._new_images(slots, columns) if self.dedupe else (slots, columns)))
         else:
             size = len(batch[0]) - (self.batch_size or len(batch[0]) // 2 if len(self.store) else 0)
             x, y = _gather(trainer, batch[0][:size].detach()), _gather(trainer, batch[1][:size])
-            rows, slots = self._reservoir(len(x), self._seed(trainer))
+            rows, slots = self._reservoir(trainer, len(x))
             self.store.write(slots, {"image": x.cpu()[rows], "target": y.cpu()[rows]})
 
     def _returned(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
@@ -273,10 +307,15 @@ class ReplayBuffer(StreamCallback):
 
     def on_task_end(self, trainer: Trainer, module: LightningModule, task: Task) -> None:
         """Select exemplars of the finished task and shorten those of older ones."""
-        if self.update == "batch":
-            return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         index = datamodule.train_indices([task.index])
+        if self.dedupe and len(self.store):
+            index = self._add_annotations(datamodule, index, task)
+        if self.update == "batch":
+            return
+        if _is_multi(trainer):
+            self._offer_multi(trainer, index[permutation(len(index), self._seed(trainer), 5, task.index)], task)
+            return
         target = datamodule.labels("train")[index]
         seed = self._seed(trainer)
         if self.selection == "reservoir":
@@ -307,8 +346,36 @@ class ReplayBuffer(StreamCallback):
         assert self.total is not None
         return class_quotas(self.total, num_seen)
 
+    def _add_annotations(self, datamodule: Any, index: Tensor, task: Task) -> Tensor:
+        """Give stored images what the task annotates in them; the images that are not stored yet."""
+        stored = self.store.column("index")
+        again = torch.isin(stored, index).nonzero().flatten()
+        target, known = datamodule.task_labels(stored[again], task)
+        for name, values in (("target", target), ("known", known), ("annotated", known)):
+            column = self.store.column(name)
+            column[again] = torch.where(known, values.to(column.dtype), column[again])
+        return index[~torch.isin(index, stored)]
+
+    def _new_images(self, slots: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Leave out what is stored already or comes twice; slots behind the last row close up."""
+        index, stored = columns["index"], self.store.column("index") if len(self.store) else columns["index"][:0]
+        order = index.argsort(stable=True)
+        twice = torch.zeros_like(index, dtype=torch.bool)
+        twice[order[1:]] = index[order][1:] == index[order][:-1]
+        kept = ~(twice | torch.isin(index, stored))
+        slots = slots[kept]
+        behind = slots >= len(stored)
+        slots[behind] = len(stored) + torch.arange(int(behind.sum()))
+        return slots, {name: values[kept] for name, values in columns.items()}
+
+    def _offer_multi(self, trainer: Trainer, index: Tensor, task: Task) -> None:
+        rows, slots = self._reservoir(trainer, len(index))
+        target, known = trainer.datamodule.task_labels(index[rows], task)  # type: ignore[attr-defined]
+        columns = {"target": target, "known": known, "annotated": known}
+        self._write(trainer, slots, {"index": index[rows], "task": torch.full_like(rows, task.index), **columns})
+
     def _offer_indices(self, trainer: Trainer, index: Tensor, target: Tensor, task: Tensor) -> None:
-        rows, slots = self._reservoir(len(index), self._seed(trainer))
+        rows, slots = self._reservoir(trainer, len(index))
         self._write(trainer, slots, {"index": index[rows], "target": target[rows], "task": task[rows]})
 
     def _write(self, trainer: Trainer, slots: Tensor, columns: dict[str, Tensor]) -> None:
@@ -316,11 +383,28 @@ class ReplayBuffer(StreamCallback):
             values = {name: column[part] for name, column in columns.items()}
             self.store.write(slots[part], self._with_images(trainer, values))
 
-    def _reservoir(self, offered: int, seed: int) -> tuple[Tensor, Tensor]:
-        assert self.total is not None
-        slots = reservoir_slots(self.num_offered, offered, self.total, fold_seed(seed, 7))
+    def _reservoir(self, trainer: Trainer, offered: int) -> tuple[Tensor, Tensor]:
+        """Rows of the offered samples that are stored, and their slots: free ones first."""
+        capacity, stored = self._capacity(trainer), len(self.store)
+        free = min(offered, max(0, capacity - stored))
+        seed = fold_seed(self._seed(trainer), 7)
+        drawn = reservoir_slots(self.num_offered + free, offered - free, capacity, seed)
         self.num_offered += offered
-        return last_writers(slots)
+        return last_writers(torch.cat([torch.arange(stored, stored + free), drawn]))
+
+    def _capacity(self, trainer: Trainer) -> int:
+        """Slots of the reservoir at the time."""
+        if self.total is not None:
+            return self.total
+        assert self.per_class is not None
+        state = stream_state(trainer)
+        if state is None or state.current_task is None:
+            raise ValueError(
+                f"`per_class={self.per_class}` with `selection='reservoir'` in a fit without a stream, where the "
+                "number of classes is not known; expected `total`, or selection='balanced'."
+            )
+        classes = state.current_task.num_seen if self.grow else trainer.datamodule.num_classes  # type: ignore[attr-defined]
+        return self.per_class * int(classes)
 
     def _with_images(self, trainer: Trainer, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -350,12 +434,17 @@ class ReplayBuffer(StreamCallback):
         self._fits += 1
         if self.selection == "reservoir":
             order = permutation(len(dataset), self.seed, 5, self._fits)
-            rows, slots = self._reservoir(len(dataset), self.seed)
+            rows, slots = self._reservoir(trainer, len(dataset))
             if len(rows):
                 self.store.write(slots, _collate(dataset, order[rows]))
             return
         everything = _collate(dataset, torch.arange(len(dataset)))
         target = everything["target"]
+        if target.ndim != 1:
+            raise ValueError(
+                f"`selection={self.selection!r}` chooses by class, and the labels have shape {list(target.shape)}; "
+                "expected one class for each sample. Use selection='reservoir' for multi-label data."
+            )
         stored = self.store.column("target").clone() if len(self.store) else target[:0]
         seen = torch.unique(torch.cat([target, stored]))
         self._check_budget(len(seen))
@@ -447,4 +536,10 @@ def _gather(trainer: Trainer, tensor: Tensor) -> Tensor:
 def _collate(dataset: Any, indices: Tensor) -> dict[str, Tensor]:
     pairs = [dataset[i] for i in indices.tolist()]
     image = torch.stack([torch.as_tensor(x) for x, *_ in pairs])
-    return {"image": image, "target": torch.tensor([int(y) for _, y, *_ in pairs])}
+    labels = [torch.as_tensor(y) for _, y, *_ in pairs]
+    multi = bool(labels) and labels[0].ndim > 0
+    return {"image": image, "target": torch.stack(labels) if multi else torch.tensor([int(y) for y in labels])}
+
+
+def _is_multi(trainer: Trainer) -> bool:
+    return getattr(trainer.datamodule, "label_kind", "single") == "multi"  # type: ignore[attr-defined]

@@ -31,7 +31,10 @@ class StageTime:
 
 @dataclass
 class Counts:
-    """Correct and counted test samples; row 0 is before training, row i + 1 after task i."""
+    """Correct and counted test samples; row 0 is before training, row i + 1 after task i.
+
+    Multi-label: sums of the classes' average precisions, float64, and how many classes there are.
+    """
 
     correct: Tensor
     total: Tensor
@@ -112,9 +115,14 @@ class StreamState(Callback):
         self.elapsed, self.clock = 0.0, None
 
     def record(self, scenario: Scenario, row: int, correct: Tensor, total: Tensor) -> None:
-        """Keep a row of counts, already summed over ranks; row -1 is before training."""
-        self.counts[scenario].correct[row + 1] = correct.cpu()
-        self.counts[scenario].total[row + 1] = total.cpu()
+        """Keep a row of counts, already summed over ranks; row -1 is before training.
+
+        Scores other than accuracy come as sums of fractions (float64) and the number of their terms.
+        """
+        counts = self.counts[scenario]
+        counts.correct, counts.total = counts.correct.to(correct.dtype), counts.total.to(total.dtype)
+        counts.correct[row + 1] = correct.cpu()
+        counts.total[row + 1] = total.cpu()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A stage that was about to stop early when the checkpoint was written stays decided."""

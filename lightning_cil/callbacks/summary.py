@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -45,17 +46,20 @@ class StreamSummary(StreamCallback):
         lines = [""]
         for scenario in SCENARIOS:
             lines += [
-                *matrix_lines(state, scenario),
+                *matrix_lines(state, scenario, getattr(module, "score_name", "accuracy")),
                 scores_line(state, scenario, getattr(module, "no_forward_transfer", None)),
                 "",
             ]
+        further: Any = getattr(module, "summary_lines", None)
+        if further is not None:
+            lines += [*further(state.task + 1), ""]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             lines += _next_steps(trainer, log_dir, state)
         rank_zero_print("\n".join(lines))
 
 
 def task_line(state: StreamState, task: Task, class_names: list[str], seconds: float) -> str:
-    """What a finished task gave: accuracy over the tasks so far in both scenarios."""
+    """What a finished task gave: the score over the tasks so far in both scenarios."""
     names = [class_names[c] for c in task.classes]
     shown = " ".join(names[:6]) + (f" … ({len(names)} classes)" if len(names) > 6 else "")
     parts = []
@@ -65,10 +69,10 @@ def task_line(state: StreamState, task: Task, class_names: list[str], seconds: f
     return f"task {task.index + 1}/{state.num_tasks} [{shown}]  {'  '.join(parts)}  {seconds:.1f} s"
 
 
-def matrix_lines(state: StreamState, scenario: Scenario) -> list[str]:
-    """The accuracy matrix as text, in percent."""
+def matrix_lines(state: StreamState, scenario: Scenario, score_name: str = "accuracy") -> list[str]:
+    """The matrix of a score as text, in percent."""
     counts, size = state.counts[scenario], state.num_tasks
-    head = f"{SCENARIO_NAMES[scenario]}: accuracy in % on task (column) after learning task (row)"
+    head = f"{SCENARIO_NAMES[scenario]}: {score_name} in % on task (column) after learning task (row)"
     if size > WIDEST_MATRIX:
         return [f"{head}: {size} tasks, see matrix.csv"]
     rows = [("before", counts.before_training())]

@@ -36,6 +36,7 @@ class Teacher(StreamCallback):
             augmentation, computed once a task (streams only; exemplars' are always computed online).
         features: Whether dict batches also get `teacher_features`, from the same forward; uses `module.features` and
             `module.head`.
+        exemplars: Whether exemplars get logits too; a loss that does not use them saves their part of the forward.
 
     Raises:
         ValueError: For other `targets`.
@@ -43,10 +44,13 @@ class Teacher(StreamCallback):
 
     part_of_method = True
 
-    def __init__(self, targets: Literal["online", "recorded"] = "online", features: bool = False) -> None:
+    def __init__(
+        self, targets: Literal["online", "recorded"] = "online", features: bool = False, exemplars: bool = True
+    ) -> None:
         check_targets(targets)
         self.targets = targets
         self.features = features
+        self.exemplars = exemplars
         self.network: nn.Module | None = None
         self._recorded: RecordedLogits | None = None
         self._recorded_data: tuple[str, float] | None = None
@@ -106,12 +110,13 @@ class Teacher(StreamCallback):
             )
         if self.network is None or not _wanted(trainer):
             return
+        exemplars = self.exemplars and isinstance(batch, dict) and "replay_image" in batch
         if isinstance(batch, dict) and self._recorded is not None:
             self._add(batch, self._recorded(batch["index"]))
-            if "replay_image" in batch:
+            if exemplars:
                 batch["replay_teacher_logits"] = self._logits_of(self.logits(trainer, batch["replay_image"]))
         elif isinstance(batch, dict):
-            images = [batch["image"], *([batch["replay_image"]] if "replay_image" in batch else [])]
+            images = [batch["image"], *([batch["replay_image"]] if exemplars else [])]
             logits = torch.split(self.logits(trainer, torch.cat(images)), [len(i) for i in images])
             self._add(batch, logits[0])
             if len(images) > 1:

@@ -4,6 +4,8 @@ Import them by their file's name as well: `from lightning_cil.losses.distillatio
 named `…_terms` return weighted terms by name; the loss is `sum(terms.values())`.
 """
 
+from lightning_cil.losses._columns import Reduction
+from lightning_cil.losses.asymmetric import decay_exponent, known_bce, negative_decay_bce, positive_decay_bce
 from lightning_cil.losses.autoencoder import autoencoder_terms, code_preservation
 from lightning_cil.losses.bias_correction import gamma_terms, identity_penalty
 from lightning_cil.losses.classification import cross_entropy_over, task_masked_cross_entropy
@@ -21,24 +23,29 @@ from lightning_cil.losses.nfl import nfl_final_terms, nfl_plus_final_terms, nfl_
 from lightning_cil.losses.transport import prospective_rows, retrospective_rows, sinkhorn, transport_cost
 
 __all__ = [
+    "Reduction",
     "autoencoder_terms",
     "auxiliary_target",
     "binary_distillation",
     "code_preservation",
     "coil_terms",
     "cross_entropy_over",
+    "decay_exponent",
     "derpp_terms",
     "gamma_terms",
     "icarl_binary_terms",
     "icarl_softmax_terms",
     "identity_penalty",
+    "known_bce",
     "logit_matching",
     "memo_terms",
+    "negative_decay_bce",
     "nfl_final_terms",
     "nfl_plus_final_terms",
     "nfl_step_terms",
     "old_class_distillation",
     "per_head_soft_cross_entropy",
+    "positive_decay_bce",
     "prospective_rows",
     "prospective_term",
     "retrospective_rows",

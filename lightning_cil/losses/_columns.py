@@ -1,9 +1,13 @@
 """What the losses share: which columns belong to whom, and a mean that an empty batch does not turn into NaN."""
 
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Reduction = Literal["mean", "sum"]
+"""Over classes, before the mean over the batch."""
 
 
 @lru_cache(maxsize=256)
@@ -53,3 +57,25 @@ def batch_mean(per_sample: Tensor) -> Tensor:
         Scalar.
     """
     return per_sample.mean() if len(per_sample) else per_sample.sum()
+
+
+def class_reduction(per_class: Tensor, reduction: str) -> Tensor:
+    """Mean or sum over classes, then the mean over the batch.
+
+    Args:
+        per_class: `[batch, classes]`.
+        reduction: "mean": over classes and batch; "sum": over classes, mean over the batch.
+
+    Returns:
+        Scalar; 0 with a graph if there is no sample or no class.
+
+    Raises:
+        ValueError: If the reduction is unknown.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(
+            f"Got `reduction={reduction!r}`, expected 'mean' (over classes and batch) or 'sum' (over classes, then "
+            "mean over the batch). Choose one of the two."
+        )
+    per_sample = per_class.sum(dim=1)
+    return batch_mean(per_sample / max(per_class.shape[1], 1) if reduction == "mean" else per_sample)

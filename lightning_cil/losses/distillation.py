@@ -16,14 +16,13 @@ zero, never NaN, for an empty batch or without old classes.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_cil.losses._columns import batch_mean, task_of_column
+from lightning_cil.losses._columns import Reduction, batch_mean, class_reduction, task_of_column
 
 __all__ = ["binary_distillation", "old_class_distillation", "per_head_soft_cross_entropy", "soft_cross_entropy"]
 
@@ -179,7 +178,7 @@ def old_class_distillation(
 def binary_distillation(
     student_logits: Float[Tensor, "batch old"],
     teacher_logits: Float[Tensor, "batch old"],
-    reduction: Literal["mean", "sum"] = "mean",
+    reduction: Reduction = "mean",
 ) -> Float[Tensor, ""]:
     """Binary cross-entropy with the teacher's sigmoids as soft targets, for every class on its own.
 
@@ -217,17 +216,9 @@ def binary_distillation(
         1.386294
     """
     _check_shapes(student_logits, teacher_logits)
-    if reduction not in ("mean", "sum"):
-        raise ValueError(
-            f"Got `reduction={reduction!r}`, expected 'mean' (over classes and batch) or 'sum' (over classes, then "
-            "mean over the batch). Choose one of the two."
-        )
     target = teacher_logits.detach().sigmoid()
     loss = F.binary_cross_entropy_with_logits(student_logits, target, reduction="none")  # the summand of Eq. 2, stable
-    per_sample = loss.sum(dim=1)
-    if reduction == "mean":
-        per_sample = per_sample / max(student_logits.shape[1], 1)
-    return batch_mean(per_sample)
+    return class_reduction(loss, reduction)
 
 
 def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:

@@ -1,5 +1,6 @@
 """The papers' methods, one file each."""
 
+from lightning_cil.methods._multilabel import MultiLabelModule
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.methods.derpp import DERPlusPlus
 from lightning_cil.methods.er import ER
@@ -8,11 +9,20 @@ from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
+from lightning_cil.methods.ml_derpp import MLDERPlusPlus
+from lightning_cil.methods.ml_er import MLER
+from lightning_cil.methods.ml_finetune import MLFineTune
+from lightning_cil.methods.ml_joint import MLJoint
+from lightning_cil.methods.ml_kd import MLKD
+from lightning_cil.methods.ml_lwf import MLLwF
 from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
+from lightning_cil.methods.rebll import RebLL
 
 __all__ = [
     "ER",
+    "MLER",
+    "MLKD",
     "NFL",
     "DERPlusPlus",
     "FineTune",
@@ -21,5 +31,11 @@ __all__ = [
     "Independent",
     "Joint",
     "LwF",
+    "MLDERPlusPlus",
+    "MLFineTune",
+    "MLJoint",
+    "MLLwF",
+    "MultiLabelModule",
     "NFLPlus",
+    "RebLL",
 ]

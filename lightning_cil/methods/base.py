@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -22,7 +22,7 @@ from lightning_cil.networks import (
     shard_children,
     unsharded,
 )
-from lightning_cil.types import SCENARIOS, Batch, Scenario, Stage, StageLength, Task
+from lightning_cil.types import SCENARIOS, Batch, LabelKind, Scenario, Stage, StageLength, Task
 
 HeadKind = Literal["linear", "multi", "cosine"]
 HEADS: dict[HeadKind, type[LinearHead] | type[MultiHead] | type[CosineHead]] = {
@@ -52,6 +52,10 @@ class IncrementalModule(LightningModule, ABC):
         ValueError: For an unknown head or scenario, or fewer than one epoch.
     """
 
+    label_kind: ClassVar[LabelKind] = "single"
+    """What kind of labels the method is for."""
+    score_name: ClassVar[str] = "accuracy"
+    """What the matrix holds."""
     full_head: bool = False
     """Whether the head has the outputs of all the stream's classes from the first task on."""
     no_forward_transfer: str | None = None
@@ -151,6 +155,21 @@ class IncrementalModule(LightningModule, ABC):
         self._end_class = torch.tensor([t.num_seen for t in tasks], device=self.device)
         self._matrices = {s: TaskMatrix(len(self.tasks)) for s in SCENARIOS}
 
+    def check_labels(self, datamodule: Any) -> None:
+        """Refuse data whose labels are of the other kind.
+
+        Raises:
+            ValueError: For single-label data and a multi-label method, and the other way round.
+        """
+        given = getattr(datamodule, "label_kind", self.label_kind)
+        if given != self.label_kind:
+            words = {"single": "one label for each image", "multi": "any number of labels for each image"}
+            raise ValueError(
+                f"{type(self).__name__} is for data with {words[self.label_kind]} (`label_kind='{self.label_kind}'`), "
+                f"and {type(datamodule).__name__} has {words[given]} ('{given}'). Choose another method "
+                "(`lightning-cil methods`) or other data (`lightning-cil data`)."
+            )
+
     def stages(self, task: Task) -> list[Stage]:
         """The stages of a task; no stage: the task is passed over."""
         return [Stage("train", self.epochs)]
@@ -172,10 +191,14 @@ class IncrementalModule(LightningModule, ABC):
         """Further entries of `results.json` after `done` tasks, plain JSON types."""
         return {}
 
+    def parameter_groups(self) -> list[Any]:
+        """What the optimizer is made of: the parameters that require grad, or groups of them."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def configure_optimizers(self) -> Any:
         """The stage's optimizer over the parameters that require grad, and its schedule."""
         make = self.stage.optimizer if self.stage and self.stage.optimizer else self.optimizer
-        optimizer = _made("optimizer", make, [p for p in self.parameters() if p.requires_grad])
+        optimizer = _made("optimizer", make, self.parameter_groups())
         schedule = self.stage.lr_scheduler if self.stage and self.stage.lr_scheduler else self.lr_scheduler
         if schedule is None:
             return optimizer
@@ -256,6 +279,7 @@ class IncrementalModule(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Outside a stream (`trainer.test`, `trainer.validate`) learn the tasks from the datamodule."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.check_labels(datamodule)
         if not self.tasks and datamodule is not None and hasattr(datamodule, "tasks"):
             self.begin_stream(datamodule.tasks, self.head.seed)
             self.class_names = self.class_names or list(datamodule.class_names)

@@ -86,14 +86,7 @@ class DERPlusPlus(IncrementalModule):
         Raises:
             ValueError: For such a memory.
         """
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        for memory in (c for c in callbacks if isinstance(c, ReplayBuffer)):
-            if LOGITS not in memory.columns or memory.num_draws < 2:
-                raise ValueError(
-                    f"`ReplayBuffer` got `update={memory.update!r}`, `columns={memory.columns}`, "
-                    f"`num_draws={memory.num_draws}`; DERPlusPlus needs `update='batch'`, `columns=['logits']`, "
-                    "`num_draws=2`. Give these, or take the callback out, and it is added."
-                )
+        check_memory(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss, and the logits to be stored with the batch."""
@@ -115,6 +108,26 @@ class DERPlusPlus(IncrementalModule):
         else:
             terms = {"cross_entropy": cross_entropy_over(logits, batch["target"], 0, logits.shape[1])}
         self.log_terms(**terms)
-        # rows of one width, whatever the head has at the time
-        stored = F.pad(logits.detach().float(), (0, self.tasks[-1].num_seen - logits.shape[1]))
-        return {"loss": torch.stack(list(terms.values())).sum(), LOGITS: stored}
+        loss = torch.stack(list(terms.values())).sum()
+        return {"loss": loss, LOGITS: stored_rows(logits, self.tasks[-1].num_seen)}
+
+
+def check_memory(module: IncrementalModule) -> None:
+    """Refuse a memory without logits or with one draw a step.
+
+    Raises:
+        ValueError: For such a memory.
+    """
+    callbacks: list[Callback] = module.trainer.callbacks  # type: ignore[attr-defined]
+    for memory in (c for c in callbacks if isinstance(c, ReplayBuffer)):
+        if LOGITS not in memory.columns or memory.num_draws < 2:
+            raise ValueError(
+                f"`ReplayBuffer` got `update={memory.update!r}`, `columns={memory.columns}`, "
+                f"`num_draws={memory.num_draws}`; {type(module).__name__} needs `update='batch'`, "
+                "`columns=['logits']`, `num_draws=2`. Give these, or take the callback out, and it is added."
+            )
+
+
+def stored_rows(logits: Tensor, num_classes: int) -> Tensor:
+    """Logits as they are stored: rows of one width, whatever the head has at the time; float32 `[B, num_classes]`."""
+    return F.pad(logits.detach().float(), (0, num_classes - logits.shape[1]))

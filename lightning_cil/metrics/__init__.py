@@ -36,6 +36,19 @@ from lightning_cil.metrics.scores import (
 )
 
 if TYPE_CHECKING:
+    from lightning_cil.metrics.multilabel import (
+        MultiLabelScores,
+        average_precision,
+        class_f1,
+        false_positive_rate,
+        label_counts,
+        mean_average_precision,
+        overall_f1,
+        score_histogram,
+        summarise_scores,
+        threshold_scores,
+        threshold_sweep,
+    )
     from lightning_cil.metrics.task_matrix import (
         AverageAccuracy,
         AverageForgetting,
@@ -59,38 +72,68 @@ __all__ = [
     "ForwardTransfer",
     "Intransigence",
     "Measurement",
+    "MultiLabelScores",
     "PlasticityStability",
     "TaskMatrix",
     "average_accuracy",
     "average_forgetting",
     "average_incremental_accuracy",
+    "average_precision",
     "backward_transfer",
+    "class_f1",
     "confusion_matrix",
     "count_parameters",
+    "false_positive_rate",
     "footprint",
     "forward_transfer",
     "intransigence",
+    "label_counts",
+    "mean_average_precision",
     "megabytes",
     "minimum_accuracy",
     "module_bytes",
+    "overall_f1",
     "per_class_accuracy",
     "plasticity",
     "plasticity_stability",
     "printed_megabytes",
     "recency_bias",
     "sample_weighted_accuracy",
+    "score_histogram",
     "stability_gap",
     "summarise",
+    "summarise_scores",
     "task_confusion",
+    "threshold_scores",
+    "threshold_sweep",
     "worst_case_accuracy",
 ]
+
+
+MULTI_LABEL = frozenset(
+    {
+        "MultiLabelScores",
+        "average_precision",
+        "class_f1",
+        "false_positive_rate",
+        "label_counts",
+        "mean_average_precision",
+        "overall_f1",
+        "score_histogram",
+        "summarise_scores",
+        "threshold_scores",
+        "threshold_sweep",
+    }
+)
+"""What `multilabel.py` has; the others that are loaded on first use are in `task_matrix.py`."""
 
 
 def __getattr__(name: str) -> Any:
     """Load what needs torchmetrics on first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module("lightning_cil.metrics.task_matrix"), name)
+    home = "multilabel" if name in MULTI_LABEL else "task_matrix"
+    value = getattr(import_module(f"lightning_cil.metrics.{home}"), name)
     globals()[name] = value
     return value
 

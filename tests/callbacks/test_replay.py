@@ -551,7 +551,8 @@ def test_classes_that_come_again_stay_within_the_budget(selection: Any, budget: 
         ({"per_class": -1, "selection": "balanced"}, "expected at least 1"),
         ({"total": 5, "batch_size": 0}, "expected at least 1"),
         ({"total": 5, "selection": "random"}, "expected 'reservoir', 'balanced', 'herding' or"),
-        ({"per_class": 5}, "a?reservoir.* has no classes"),
+        ({"total": 5, "grow": True}, "only a reservoir with `per_class` grows"),
+        ({"per_class": 5, "selection": "balanced", "grow": True}, "only a reservoir with `per_class` grows"),
         ({"total": 5, "selection": "herding", "update": "batch"}, "only a reservoir fills batch by batch"),
     ],
 )
