@@ -36,20 +36,32 @@ class Teacher(StreamCallback):
             augmentation, computed once a task (streams only; exemplars' are always computed online).
         features: Whether dict batches also get `teacher_features`, from the same forward; uses `module.features` and
             `module.head`.
+        outputs: Whether dict batches get `teacher_<name>` for everything that `module.teacher_outputs(image)` returns,
+            a dict of tensors `[B, …]` with `logits` among them; for methods that keep more than logits.
         exemplars: Whether exemplars get logits too; a loss that does not use them saves their part of the forward.
 
     Raises:
-        ValueError: For other `targets`.
+        ValueError: For other `targets`, or `outputs` together with recorded targets or `features`.
     """  # noqa: E501
 
     part_of_method = True
 
     def __init__(
-        self, targets: Literal["online", "recorded"] = "online", features: bool = False, exemplars: bool = True
+        self,
+        targets: Literal["online", "recorded"] = "online",
+        features: bool = False,
+        outputs: bool = False,
+        exemplars: bool = True,
     ) -> None:
         check_targets(targets)
+        if outputs and (features or targets != "online"):
+            raise ValueError(
+                f"got `outputs=True` with `targets={targets!r}` and `features={features}`; expected `targets='online'` "
+                "and no `features`, which the module can name among its outputs."
+            )
         self.targets = targets
         self.features = features
+        self.outputs = outputs
         self.exemplars = exemplars
         self.network: nn.Module | None = None
         self._recorded: RecordedLogits | None = None
@@ -117,7 +129,12 @@ class Teacher(StreamCallback):
                 batch["replay_teacher_logits"] = self._logits_of(self.logits(trainer, batch["replay_image"]))
         elif isinstance(batch, dict):
             images = [batch["image"], *([batch["replay_image"]] if exemplars else [])]
-            logits = torch.split(self.logits(trainer, torch.cat(images)), [len(i) for i in images])
+            sizes = [len(i) for i in images]
+            if self.outputs:
+                for name, value in self._outputs_of(trainer, torch.cat(images)).items():
+                    batch.update(zip((f"teacher_{name}", f"replay_teacher_{name}"), value.split(sizes), strict=False))
+                return
+            logits = torch.split(self.logits(trainer, torch.cat(images)), sizes)
             self._add(batch, logits[0])
             if len(images) > 1:
                 batch["replay_teacher_logits"] = self._logits_of(logits[1])
@@ -130,6 +147,12 @@ class Teacher(StreamCallback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             out: Tensor = (self._with_features if self.features else self.network)(image)
         return out
+
+    def _outputs_of(self, trainer: Trainer, image: Tensor) -> dict[str, Tensor]:
+        network: Any = self.network
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            found: dict[str, Tensor] = network.teacher_outputs(image)
+        return found
 
     def _with_features(self, image: Tensor) -> Tensor:
         network: Any = self.network

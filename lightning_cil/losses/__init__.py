@@ -6,6 +6,7 @@ named `…_terms` return weighted terms by name; the loss is `sum(terms.values()
 
 from lightning_cil.losses._columns import Reduction
 from lightning_cil.losses.asymmetric import decay_exponent, known_bce, negative_decay_bce, positive_decay_bce
+from lightning_cil.losses.asymmetric_focal import asymmetric_focal_loss
 from lightning_cil.losses.autoencoder import autoencoder_terms, code_preservation
 from lightning_cil.losses.bias_correction import gamma_terms, identity_penalty
 from lightning_cil.losses.classification import cross_entropy_over, task_masked_cross_entropy
@@ -18,21 +19,28 @@ from lightning_cil.losses.distillation import (
     soft_cross_entropy,
 )
 from lightning_cil.losses.icarl import icarl_binary_terms, icarl_softmax_terms
+from lightning_cil.losses.max_entropy import negative_entropy
 from lightning_cil.losses.memo import auxiliary_target, memo_terms
 from lightning_cil.losses.nfl import nfl_final_terms, nfl_plus_final_terms, nfl_step_terms
+from lightning_cil.losses.pod import cosine_preservation, growth_factor, pod_spatial
+from lightning_cil.losses.pseudo_labels import PseudoLabelSearch, pseudo_labels
 from lightning_cil.losses.transport import prospective_rows, retrospective_rows, sinkhorn, transport_cost
 
 __all__ = [
+    "PseudoLabelSearch",
     "Reduction",
+    "asymmetric_focal_loss",
     "autoencoder_terms",
     "auxiliary_target",
     "binary_distillation",
     "code_preservation",
     "coil_terms",
+    "cosine_preservation",
     "cross_entropy_over",
     "decay_exponent",
     "derpp_terms",
     "gamma_terms",
+    "growth_factor",
     "icarl_binary_terms",
     "icarl_softmax_terms",
     "identity_penalty",
@@ -40,14 +48,17 @@ __all__ = [
     "logit_matching",
     "memo_terms",
     "negative_decay_bce",
+    "negative_entropy",
     "nfl_final_terms",
     "nfl_plus_final_terms",
     "nfl_step_terms",
     "old_class_distillation",
     "per_head_soft_cross_entropy",
+    "pod_spatial",
     "positive_decay_bce",
     "prospective_rows",
     "prospective_term",
+    "pseudo_labels",
     "retrospective_rows",
     "retrospective_term",
     "sinkhorn",

@@ -79,3 +79,23 @@ def class_reduction(per_class: Tensor, reduction: str) -> Tensor:
         )
     per_sample = per_class.sum(dim=1)
     return batch_mean(per_sample / max(per_class.shape[1], 1) if reduction == "mean" else per_sample)
+
+
+def known_reduction(per_class: Tensor, known: Tensor, reduction: str) -> Tensor:
+    """Mean or sum over each sample's known classes, then the mean over the batch.
+
+    Args:
+        per_class: `[batch, classes]`.
+        known: bool `[batch, classes]`: what counts.
+        reduction: As in `class_reduction`.
+
+    Returns:
+        Scalar; a sample without known classes counts as 0.
+
+    Raises:
+        ValueError: If the reduction is unknown.
+    """
+    loss = per_class.masked_fill(~known, 0.0)
+    if reduction == "mean":  # `class_reduction` divides by all classes
+        loss = loss * (known.shape[1] / known.sum(dim=1, keepdim=True).clamp(min=1).to(loss.dtype))
+    return class_reduction(loss, reduction)

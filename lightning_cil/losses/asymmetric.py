@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightning_cil.losses._columns import Reduction, class_reduction
+from lightning_cil.losses._columns import Reduction, class_reduction, known_reduction
 
 __all__ = ["decay_exponent", "known_bce", "negative_decay_bce", "positive_decay_bce"]
 
@@ -205,10 +205,8 @@ def known_bce(
             "Cut both to the classes that the head has."
         )
     target = target.detach().masked_fill(~known, 0.0)
-    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").masked_fill(~known, 0.0)
-    if reduction == "mean":  # over the known classes: `class_reduction` divides by all
-        loss = loss * (known.shape[1] / known.sum(dim=1, keepdim=True).clamp(min=1).to(loss.dtype))
-    return class_reduction(loss, reduction)
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return known_reduction(loss, known, reduction)
 
 
 def _check(logits: Tensor, target: Tensor, exponent: float | int) -> None:

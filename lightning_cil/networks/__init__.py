@@ -3,15 +3,22 @@
 from lightning_cil.networks.autoencoder import Autoencoder
 from lightning_cil.networks.backbones import create_backbone, feature_width, load_weights
 from lightning_cil.networks.bias_correction import BiasCorrection
+from lightning_cil.networks.class_gcn import ClassGCN
+from lightning_cil.networks.class_vectors import class_vectors
 from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.frozen_copies import FrozenCopies
 from lightning_cil.networks.growing_list import GrowingList
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
+from lightning_cil.networks.label_correlation import CorrelationRule
+from lightning_cil.networks.label_graph import LabelGraph
 from lightning_cil.networks.memo import MemoBackbone, split_backbone
+from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.sharding import copy_unsharded, shard_children, unsharded
 from lightning_cil.networks.small import SmallConvNet
 from lightning_cil.networks.spec import Backbone
+from lightning_cil.networks.stage_maps import MapBackbone
+from lightning_cil.networks.task_attention import TaskAttention
 from lightning_cil.networks.weight_alignment import align_weights, alignment_factor
 
 __all__ = [
@@ -19,15 +26,23 @@ __all__ = [
     "Backbone",
     "BiasCorrection",
     "CifarResNet",
+    "ClassGCN",
+    "CorrelationRule",
     "CosineHead",
     "FrozenCopies",
     "GrowingList",
+    "LabelGraph",
     "LinearHead",
+    "MapBackbone",
     "MemoBackbone",
     "MultiHead",
+    "PromptPool",
+    "PromptedTransformer",
     "SmallConvNet",
+    "TaskAttention",
     "align_weights",
     "alignment_factor",
+    "class_vectors",
     "copy_unsharded",
     "create_backbone",
     "evaluating",

@@ -63,8 +63,7 @@ class _Head(nn.Module, ABC):
 
     def task_slices(self) -> list[slice]:
         """The columns of each task in the logits, in task order."""
-        ends = list(accumulate(self._task_sizes))
-        return [slice(end - size, end) for size, end in zip(self._task_sizes, ends, strict=True)]
+        return slices_of(self._task_sizes)
 
     def grow(self, num_new: int) -> None:
         """Append the outputs of one more task; earlier outputs stay bit for bit.
@@ -447,6 +446,11 @@ class MultiHead(_Head):
 
     def _empty_copy(self) -> Self:
         return type(self)(self.in_features, bias=self.with_bias, seed=self.seed)
+
+
+def slices_of(sizes: Sequence[int]) -> list[slice]:
+    """The columns of blocks of these sizes, side by side."""
+    return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def _is_sharded(tensor: Tensor) -> bool:
