@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
-__all__ = ["FractionCosineLR", "FractionStepLR"]
+__all__ = ["FractionCosineLR", "FractionStepLR", "constant_rate"]
 
 _ROUNDING = 1e-9
 """Slack for products such as 0.07 · 100, which is a little more than 7 in floating point."""
@@ -187,3 +187,12 @@ class FractionCosineLR(_FractionLR):
             return (epoch + 1) / (warm + 1)
         progress = min((epoch - warm) / (num_epochs - warm), 1.0)
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2  # Eq. 5
+
+
+def constant_rate(optimizer: Optimizer) -> LRScheduler:
+    """A schedule that changes nothing, for a stage that must not have the method's own.
+
+    Args:
+        optimizer: Keeps its rates.
+    """
+    return ConstantLR(optimizer, factor=1.0)

@@ -289,7 +289,7 @@ class IncrementalTrainer(Trainer):
             if isinstance(self.strategy, ModelParallelStrategy):
                 ours = saved["lightning_cil"]
                 for size in ours.get("head_sizes", ours["task_sizes"])[len(model.head.sizes) :]:
-                    model.head.grow(size)
+                    model.add_task(size)
         return ckpt_path
 
     def _last_checkpoint(self, go_on: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from lightning_cil.methods._multilabel import MultiLabelModule
 from lightning_cil.methods.base import IncrementalModule
+from lightning_cil.methods.coil import Coil
 from lightning_cil.methods.derpp import DERPlusPlus
 from lightning_cil.methods.er import ER
 from lightning_cil.methods.finetune import FineTune
@@ -9,6 +10,7 @@ from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
+from lightning_cil.methods.memo import MEMO
 from lightning_cil.methods.ml_derpp import MLDERPlusPlus
 from lightning_cil.methods.ml_er import MLER
 from lightning_cil.methods.ml_finetune import MLFineTune
@@ -21,9 +23,11 @@ from lightning_cil.methods.rebll import RebLL
 
 __all__ = [
     "ER",
+    "MEMO",
     "MLER",
     "MLKD",
     "NFL",
+    "Coil",
     "DERPlusPlus",
     "FineTune",
     "ICaRL",

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ConstantLR
 
 from lightning_cil.callbacks import Teacher
 from lightning_cil.callbacks.recorded_logits import RecordedLogits, check_targets
@@ -19,6 +18,7 @@ from lightning_cil.losses import cross_entropy_over, nfl_step_terms
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.metrics import count_parameters, module_bytes
 from lightning_cil.networks import Backbone, FrozenCopies, MultiHead, unsharded
+from lightning_cil.schedulers import constant_rate
 from lightning_cil.types import Batch, OptimizerFactory, Scenario, Stage, Task
 
 CHECKPOINT_KEY = "lightning_cil.NoForgetting"
@@ -265,11 +265,7 @@ class NoForgetting(IncrementalModule):
         return make
 
     def _tuning_schedule(self, optimizer: torch.optim.Optimizer) -> Any:
-        return self.tune_lr_scheduler(optimizer) if self.tune_lr_scheduler else self._constant_rate(optimizer)
-
-    @staticmethod
-    def _constant_rate(optimizer: torch.optim.Optimizer) -> Any:
-        return ConstantLR(optimizer, factor=1.0)
+        return self.tune_lr_scheduler(optimizer) if self.tune_lr_scheduler else constant_rate(optimizer)
 
     def _end_round(self) -> None:
         self.copies.drop("head", "body")

@@ -35,9 +35,9 @@ HEADS: dict[HeadKind, type[LinearHead] | type[MultiHead] | type[CosineHead]] = {
 class IncrementalModule(LightningModule, ABC):
     """Base of all methods: a backbone and a head that grows with the tasks.
 
-    A method implements `training_step`; it may override `stages`, `required_callbacks`, `grow_to` (call super),
-    `begin_stage` (call super), the task hooks of `StreamCallback` without trainer and module, `classify` (what predicts
-    from features), and `footprint` and `extra_results` (what it adds to `results.json`).
+    A method implements `training_step`; it may override `stages`, `required_callbacks`, `grow_to` and `add_task` (call
+    super), `begin_stage` (call super), the task hooks of `StreamCallback` without trainer and module, `classify` (what
+    predicts from features), and `footprint` and `extra_results` (what it adds to `results.json`).
 
     Args:
         backbone: A name (`resnet32`, `small_cnn`, any timm model), a `Backbone` with more options, or a module with
@@ -126,9 +126,13 @@ class IncrementalModule(LightningModule, ABC):
         """Give the head outputs for every class up to `task` (`full_head`: of all tasks), if it has them not yet."""
         while self.head.num_classes < (self.tasks[-1] if self.full_head and self.tasks else task).num_seen:
             size = self.tasks[len(self.head.sizes)].num_classes if self.tasks else task.num_classes
-            self.head = unsharded(self.head)
-            self.head.grow(size)
+            self.add_task(size)
         self.task, self._full_head_tasks = task, task.index + 1
+
+    def add_task(self, num_classes: int) -> None:
+        """Give the head the outputs of one more task; a body that grows with the tasks overrides it (call super)."""
+        self.head = unsharded(self.head)
+        self.head.grow(num_classes)
 
     @property
     def num_tasks_seen(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_cil.callbacks import ReplayBuffer
 from lightning_cil.losses import cross_entropy_over, task_masked_cross_entropy
+from lightning_cil.methods._exemplars import joined
 from lightning_cil.methods.base import HeadKind, IncrementalModule
 from lightning_cil.networks import Backbone
 from lightning_cil.types import Batch, Scenario
@@ -68,16 +69,11 @@ class ER(IncrementalModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy on new samples and exemplars together."""
         assert self.task is not None
-        image, target, task = batch["image"], batch["target"], batch["task"]
-        if "replay_image" in batch:
-            image = torch.cat([image, batch["replay_image"]])
-            target = torch.cat([target, batch["replay_target"]])
-            task = torch.cat([task, batch["replay_task"]])
-        logits = self(image)
+        logits, target = self(joined(batch, "image")), joined(batch, "target")
         if self.ce_scope == "seen":
             loss = cross_entropy_over(logits, target, 0, self.task.num_seen)
         else:
             sizes = [t.num_classes for t in self.tasks[: self.task.index + 1]]
-            loss = task_masked_cross_entropy(logits, target, task, sizes)
+            loss = task_masked_cross_entropy(logits, target, joined(batch, "task"), sizes)
         self.log_terms(loss=loss)
         return loss

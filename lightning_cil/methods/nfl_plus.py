@@ -33,7 +33,7 @@ from lightning_cil.callbacks import Teacher
 from lightning_cil.losses import autoencoder_terms, gamma_terms, nfl_plus_final_terms
 from lightning_cil.methods._round import NoForgetting
 from lightning_cil.networks import Autoencoder, Backbone, BiasCorrection, GrowingList, feature_width
-from lightning_cil.schedulers import FractionStepLR
+from lightning_cil.schedulers import FractionStepLR, constant_rate
 from lightning_cil.types import Batch, OptimizerFactory, Scenario, Stage, Task
 
 
@@ -345,7 +345,7 @@ class NFLPlus(NoForgetting):
             train=[train],
             data=data,
             optimizer=_factory(make),
-            lr_scheduler=self._constant_rate,
+            lr_scheduler=constant_rate,
             options={"step": name, "teacher": name == "gamma"},
             holdout=self.holdout if name == "gamma" else 0.0,
         )

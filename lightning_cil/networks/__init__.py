@@ -11,6 +11,7 @@ from lightning_cil.networks.growing_list import GrowingList
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
 from lightning_cil.networks.label_correlation import CorrelationRule
 from lightning_cil.networks.label_graph import LabelGraph
+from lightning_cil.networks.last_activation import remove_last_activation
 from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool
 from lightning_cil.networks.resnet_cifar import CifarResNet
@@ -48,6 +49,7 @@ __all__ = [
     "evaluating",
     "feature_width",
     "load_weights",
+    "remove_last_activation",
     "set_trainable",
     "shard_children",
     "split_backbone",

@@ -10,6 +10,7 @@ from lightning_cil.report import figures
 from lightning_cil.report.files import STYLE, save
 from lightning_cil.report.groups import Group, group_runs, notes_of
 from lightning_cil.report.page import Drawn, make_page
+from lightning_cil.report.paper import Paper, read_paper
 from lightning_cil.report.published import Published, read_published, unmatched
 from lightning_cil.report.records import curve_of, features_of, group_predictions
 from lightning_cil.report.runs import JOINT, Run, read_all, without_results
@@ -33,6 +34,7 @@ def load_runs(
     joint: Paths = (),
     published: str | Path | None = None,
     average_different_orders: bool = False,
+    paper: str | Path | None = None,
 ) -> "Runs":
     """Read runs from their `results.json`.
 
@@ -42,14 +44,16 @@ def load_runs(
             if all have the same settings.
         published: YAML file with published numbers, see `lightning_cil.report.published`.
         average_different_orders: Average runs with different class orders or splits.
+        paper: A paper whose tables and figures are made as well: `nfl`, or a YAML file, see
+            `lightning_cil.report.paper`.
 
     Returns:
         The runs, grouped by their settings.
 
     Raises:
         FileNotFoundError: If a path has no run.
-        ValueError: If a file is no `results.json` of a run, a Joint run is none or unfinished, or runs of a group have
-            different class orders or splits.
+        ValueError: If there is no such paper, a file is no `results.json` of a run, a Joint run is none or unfinished,
+            or runs of a group have different class orders or splits.
     """
     bounds = read_all(joint)
     for run in bounds:
@@ -68,6 +72,7 @@ def load_runs(
         published=read_published(Path(published)) if published is not None else [],
         unstarted=unstarted,
         average_different_orders=average_different_orders,
+        paper=read_paper(paper) if paper is not None else None,
     )
 
 
@@ -79,6 +84,7 @@ class Runs:
         published: Numbers of others.
         unstarted: Run folders in which not one task was finished.
         average_different_orders: Whether groups may hold different class orders or splits.
+        paper: Whose tables and figures are made as well.
     """
 
     def __init__(
@@ -88,11 +94,14 @@ class Runs:
         published: Sequence[Published] = (),
         unstarted: Sequence[Path] = (),
         average_different_orders: bool = False,
+        paper: Paper | None = None,
     ) -> None:
         self.groups = list(groups)
         self.published = list(published)
+        self.paper = paper
         self.notes = notes_of(self.groups, average_different_orders) + unmatched(published, self.groups)
         self.notes += [f"{folder}: not one task is finished; left out" for folder in unstarted]
+        self.notes += paper.lost(self.groups) if paper else []
 
     @property
     def runs(self) -> list[Run]:
@@ -119,6 +128,10 @@ class Runs:
     def record_table(self, scenario: Scenario = "class_il") -> Table | None:
         """Recency bias, min-ACC, WC-ACC and stability gap, as far as records have them; `None` without any."""
         return make_record_table(self.groups, scenario)
+
+    def paper_tables(self) -> list[Table]:
+        """The paper's tables, its numbers beside ours; empty without a paper."""
+        return self.paper.compare(self.groups) if self.paper else []
 
     def plot_matrix(
         self, row: str | int = 0, scenario: Scenario = "class_il", ax: "Axes | None" = None
@@ -232,6 +245,8 @@ class Runs:
     def write(self, folder: str | Path = "report") -> Path:
         """Write tables (`tables.md`, `.tex`, `.csv`), `figures/*.svg` and `*.png`, and the page `report.html`.
 
+        With a paper also its tables, `<paper>.md`, `.tex` and `.csv`.
+
         Args:
             folder: Made if it is not there; files of an earlier report, which `figures/written.txt` lists, are
                 replaced or removed.
@@ -250,26 +265,32 @@ class Runs:
         _remove_earlier(out / "figures")
         tables = [self.table(scenario) for scenario in SCENARIOS]
         tables += [t for t in (self.record_table(scenario) for scenario in SCENARIOS) if t is not None]
-        pictured: list[list[figures.Picture]] = []
-        drawn: dict[str, list[Drawn]] = {}
+        compared = self.paper_tables()
+        pictured: dict[str, list[figures.Picture]] = {}
+        for number, protocol in enumerate(self.protocols, 1):
+            groups = [group for group in self.groups if group.first.protocol == protocol]
+            prefix = f"{number}_" if len(self.protocols) > 1 else ""
+            pictured[protocol_name(protocol)] = figures.pictures(groups, prefix)
+        if self.paper:
+            pictured[self.paper.title] = self.paper.pictures(self.groups)
         style: Any = {**matplotlib.rcParamsDefault, **STYLE}
         with matplotlib.rc_context(style):
-            for number, protocol in enumerate(self.protocols, 1):
-                groups = [group for group in self.groups if group.first.protocol == protocol]
-                prefix = f"{number}_" if len(self.protocols) > 1 else ""
-                pictured.append(figures.pictures(groups, prefix))
-                drawn[protocol_name(protocol)] = [
-                    (picture.title, picture.alt, save(picture.draw(), out / "figures" / picture.name))
-                    for picture in pictured[-1]
-                ]
-        names = [picture.name for pictures in pictured for picture in pictures]
+            drawn: dict[str, list[Drawn]] = {
+                heading: [(p.title, p.alt, save(p.draw(), out / "figures" / p.name)) for p in pictures]
+                for heading, pictures in pictured.items()
+            }
+        names = [picture.name for pictures in pictured.values() for picture in pictures]
         (out / "figures" / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         texts = {
             "tables.md": "\n".join(table.markdown() for table in tables),
             "tables.tex": "\n".join(table.latex() for table in tables),
             "tables.csv": tables_csv(tables),
-            "report.html": make_page(self.groups, tables, drawn, self.notes),
+            "report.html": make_page(self.groups, [*tables, *compared], drawn, self.notes),
         }
+        if self.paper:
+            texts[f"{self.paper.name}.md"] = "\n".join(table.markdown(formulas=False) for table in compared)
+            texts[f"{self.paper.name}.tex"] = "\n".join(table.latex(formulas=False) for table in compared)
+            texts[f"{self.paper.name}.csv"] = self.paper.csv(self.groups)
         for name, text in texts.items():
             (out / name).write_text(text, encoding="utf-8")
         return out / "report.html"

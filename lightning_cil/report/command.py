@@ -26,6 +26,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", default="report", help="where the report goes (default: report)")
     parser.add_argument("--published", metavar="FILE", help="YAML file with published numbers, shown beside ours")
     parser.add_argument(
+        "--paper",
+        metavar="NAME",
+        help="also a paper's tables and figures, its numbers beside ours: nfl, or a YAML file",
+    )
+    parser.add_argument(
         "--average_different_orders", action="store_true", help="average runs with different class orders or splits"
     )
     return parser
@@ -54,6 +59,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
             joint=options.joint,
             published=options.published,
             average_different_orders=options.average_different_orders,
+            paper=options.paper,
         )
         page = runs.write(options.out)
     except Exception as error:
@@ -65,6 +71,9 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
         return 1
     for scenario in SCENARIOS:
         print(runs.table(scenario).markdown(formulas=False))
+    for table in runs.paper_tables():
+        if any(row.n for row in table.rows):
+            print(table.markdown(formulas=False))
     print(f"{len(runs)} runs in {len(runs.groups)} rows. Report: {page}   (tables and figures beside it)")
     for note in runs.notes:
         print(f"note: {note}", file=sys.stderr)

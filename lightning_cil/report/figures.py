@@ -157,6 +157,13 @@ def draw_memory(groups: Sequence[Group], ax: "Axes | None" = None) -> "Figure":
     return _stacked_bars(groups, values, "memory kept between tasks (MB, 1e6 bytes)", ax)
 
 
+def draw_paper_memory(groups: Sequence[Group], ax: "Axes | None" = None) -> "Figure":
+    """Bytes as NFL's figure 5 counts them: exemplars' images, and the network without its classifier."""
+    exemplars = [(g.bytes("images").mean or 0) / 1e6 for g in groups]
+    model = [(g.bytes("paper").mean or 0) / 1e6 - size for g, size in zip(groups, exemplars, strict=True)]
+    return _stacked_bars(groups, {"exemplars": exemplars, "model": model}, "memory (MB, 1e6 bytes)", ax)
+
+
 def draw_seconds(groups: Sequence[Group], ax: "Axes | None" = None) -> "Figure":
     """Seconds of training and of evaluation, mean over the runs."""
     values = {kind: [g.seconds(kind).mean or 0 for g in groups] for kind in ("training", "evaluation")}
@@ -353,6 +360,30 @@ def pictures(groups: Sequence[Group], prefix: str = "") -> list[Picture]:
             title = f"Features of the test images after the last task (t-SNE), {group.label}, seed {group.first.seed}"
             add(f"features_{number:02d}", title, "Coloured by task.", _later(draw_features, *recorded))
     return found
+
+
+PAPER_FIGURES: "dict[str, Callable[[Sequence[Group], Scenario], Figure]]" = {
+    "curves": draw_curves,
+    "forgetting": draw_forgetting,
+    "memory": lambda groups, scenario: draw_memory(groups),
+    "paper_memory": lambda groups, scenario: draw_paper_memory(groups),
+    "seconds": lambda groups, scenario: draw_seconds(groups),
+}
+"""What a paper's figure can show, by the name that its file gives (`draw`)."""
+
+
+def paper_picture(draw: str, name: str, title: str, groups: Sequence[Group], scenario: Scenario) -> Picture:
+    """A figure of a paper, from runs.
+
+    Args:
+        draw: A key of `PAPER_FIGURES`.
+        name: Of its files.
+        title: What it shows.
+        groups: Of one data set and one list of tasks.
+        scenario: In which they are scored.
+    """
+    alt = f"{title}. Of {', '.join(group.label for group in groups)}."
+    return Picture(name, title, alt, _later(PAPER_FIGURES[draw], groups, scenario))
 
 
 def _forgets(group: Group, scenario: Scenario) -> bool:

@@ -194,7 +194,10 @@ class Run:
 
     @property
     def bytes(self) -> dict[str, int]:
-        """Bytes kept between tasks: `model`, `exemplars`, `other` (old models, prototypes), `total`, and `paper`."""
+        """Bytes kept between tasks: `model`, `exemplars`, `other` (old models, prototypes), `total`, and `paper`.
+
+        `images` are those of the exemplars' images, which `exemplars` and `paper` hold too.
+        """
         full = self.results["footprint"]["full"]
         parts = {
             "model": ("body", "head", "buffers"),
@@ -202,7 +205,8 @@ class Run:
         }
         found = {name: sum(int(full.get(k, 0)) for k in keys) for name, keys in parts.items()}
         found["other"] = int(full["total"]) - sum(found.values())
-        return {**found, "total": int(full["total"]), "paper": int(self.results["footprint"]["paper"])}
+        paper = int(self.results["footprint"]["paper"])
+        return {**found, "total": int(full["total"]), "paper": paper, "images": int(full.get("exemplars", 0))}
 
 
 def tells_apart(setting: str) -> bool:

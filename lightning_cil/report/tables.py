@@ -77,6 +77,7 @@ class Table:
         columns: The columns of numbers.
         rows: One for each group.
         show_data: Whether a column says what data a row is of.
+        warnings: Notes of its own.
     """
 
     title: str
@@ -84,6 +85,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     show_data: bool = False
+    warnings: tuple[str, ...] = ()
 
     def reasons(self) -> dict[str, str]:
         """Marks of the undefined cells: reason → letter, in the order of reading."""
@@ -103,7 +105,7 @@ class Table:
             notes.append(
                 f"{UNFINISHED}: unfinished; scores of the tasks that are done, no comparison with finished runs"
             )
-        return notes
+        return [*notes, *self.warnings]
 
     def heads(self) -> list[str]:
         """All heads, those of text columns too."""
@@ -134,8 +136,12 @@ class Table:
         notes = [f"- {note}" for note in (*self.notes(), *(self.formulas() if formulas else []))]
         return "\n".join([f"### {self.title}", "", line(self.heads()), line(rule), *rows, "", *notes]) + "\n"
 
-    def latex(self) -> str:
-        """A `table` for LaTeX with the package booktabs."""
+    def latex(self, formulas: bool = True) -> str:
+        """A `table` for LaTeX with the package booktabs.
+
+        Args:
+            formulas: As for `markdown`.
+        """
         spec = "l" * (2 if self.show_data else 1) + "r" * (len(self.columns) + 1)
         lines = [
             "% needs \\usepackage{booktabs}",
@@ -155,7 +161,7 @@ class Table:
             ]
             lines.append(" & ".join(cells) + r" \\")
         lines += ["\\bottomrule", "\\end{tabular}", "", "\\footnotesize"]
-        lines += [latex_text(note) + r" \\" for note in (*self.notes(), *self.formulas())]
+        lines += [latex_text(note) + r" \\" for note in (*self.notes(), *(self.formulas() if formulas else []))]
         return "\n".join([*lines, "\\end{table}"]) + "\n"
 
     def html(self) -> str:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCheckpoint
 from lightning_cil.data import ImageFolderTasks, IncrementalDataModule
-from lightning_cil.methods import ER, NFL, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus
-from lightning_cil.networks import Backbone
+from lightning_cil.methods import ER, MEMO, NFL, Coil, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus
+from lightning_cil.networks import Backbone, CifarResNet
 from tests.callbacks.conftest import TinyTasks
 from tests.streams import ROUND, sgd
 
@@ -87,6 +87,12 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
         module, callbacks = tiny(DERPlusPlus), [memory, *callbacks]
     elif name == "icarl":
         module, callbacks = tiny(ICaRL), [ReplayBuffer(total=8, selection="herding"), *callbacks]
+    elif name == "coil":
+        module = tiny(Coil, solve_every=2, retrospective_weight=0.1)
+        callbacks = [ReplayBuffer(total=8, selection="herding"), *callbacks]
+    elif name == "memo":
+        module = tiny(MEMO, backbone=CifarResNet(8, in_channels=1), first_epochs=1)
+        callbacks = [ReplayBuffer(total=8, selection="herding"), *callbacks]
     elif name == "lwf":
         module = tiny(LwF)
     elif name == "nfl":

@@ -75,7 +75,7 @@ def left_behind(root: Path) -> dict[str, Any]:
     return {
         "weights": digest(saved["state_dict"]),
         "buffer": digest(saved.get("lightning_cil.ReplayBuffer")),
-        "means": digest(saved.get("lightning_cil.ICaRL")),
+        "means": digest(saved.get("lightning_cil.NearestMean")),
         "counts": digest(saved["callbacks"]["StreamState"]["counts"]),
         "results": found,
         "stages": stages,

@@ -34,17 +34,21 @@ BOUNDARIES = [
 """First, middle and last batch, ends of epochs, stages and tasks, evaluation, every step of writing a checkpoint."""
 
 INSIDE = {
+    "Coil": ["task end 1"],
+    "MEMO": ["task end 1", "task_1.ckpt named"],
     "NFL": [*(f"stage start 1 step {step}" for step in (2, 3, 4, 5)), "stage end", "task end 1"],
     "NFL, recorded": [f"stage start 2 step {step}" for step in (3, 5)],
     "NFL+": ["stage start 0 autoencoder", "stage start 1 gamma", "stage start 1 autoencoder", "stage start 2 gamma"],
 }
-"""Between the steps of a round; where a run is killed inside of them is left to chance."""
+"""Between the steps of a round, and where a body grows; where a run is killed inside of them is left to chance."""
 
 CASES: dict[str, dict[str, Any]] = {
     "ER": {"name": "er", "checkpoint": {"every_n_train_steps": 1}},
     "ER, epoch ends only": {"name": "er"},
     "iCaRL": {"name": "icarl", "checkpoint": {"every_n_train_steps": 2}},
+    "Coil": {"name": "coil", "checkpoint": {"every_n_train_steps": 1}},
     "DER++": {"name": "derpp", "checkpoint": {"every_n_train_steps": 1}},
+    "MEMO": {"name": "memo", "checkpoint": {"every_n_train_steps": 1}},
     "LwF": {"name": "lwf", "checkpoint": {"every_n_train_steps": 2}},
     "NFL": {"name": "nfl", "checkpoint": {"every_n_train_steps": 1}, "method": {}},
     "NFL, recorded": {

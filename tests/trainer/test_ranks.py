@@ -12,7 +12,7 @@ from torch import nn
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCallback
 from lightning_cil.data import ImageFolderTasks, SplitDigits
-from lightning_cil.methods import ER, NFL, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus
+from lightning_cil.methods import ER, MEMO, NFL, Coil, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus
 from lightning_cil.networks import Backbone
 from tests.data import formats
 from tests.streams import ROUND, fit, make, results, weights_hash
@@ -74,9 +74,19 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "ER, every batch": (lambda: make(ER), lambda: [ReplayBuffer(total=50, update="batch")], {}),
     "ER, herding": (lambda: make(ER), lambda: [ReplayBuffer(per_class=5, selection="herding")], {}),
     "iCaRL": (lambda: make(ICaRL), lambda: [ReplayBuffer(total=50, selection="herding")], {}),
+    "Coil": (
+        lambda: make(Coil, epochs=2, solve_every=4, retrospective_weight=0.1),
+        lambda: [ReplayBuffer(total=50, selection="herding")],
+        {},
+    ),
     "DER++": (
         lambda: make(DERPlusPlus, alpha=0.3),
         lambda: [ReplayBuffer(total=50, update="batch", columns=["logits"], num_draws=2)],
+        {},
+    ),
+    "MEMO": (
+        lambda: make(MEMO, first_epochs=1, lr_scheduler=None, first_optimizer=None, first_lr_scheduler=None),
+        lambda: [ReplayBuffer(total=50, selection="herding")],
         {},
     ),
     "LwF": (lambda: make(LwF), list, {}),
@@ -101,8 +111,9 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path, case: str) -> N
         a, b = (torch.load(Path(t.log_dir or "") / f"checkpoints/task_{k}.ckpt", weights_only=True) for t in (one, two))
         for name, value in a["state_dict"].items():
             assert torch.allclose(value, b["state_dict"][name], atol=1e-5, rtol=0), (k, name)
-        for name, value in a.get("lightning_cil.ICaRL", {}).items():
-            assert torch.allclose(value.float(), b["lightning_cil.ICaRL"][name].float(), atol=1e-5, rtol=0), (k, name)
+        means, others = (c.get("lightning_cil.NearestMean", {}) for c in (a, b))
+        for name, value in means.items():
+            assert torch.allclose(value.float(), others[name].float(), atol=1e-5, rtol=0), (k, name)
         stores = [c.get("lightning_cil.ReplayBuffer", {"store": {}})["store"] for c in (a, b)]
         assert set(stores[0]) == set(stores[1])
         for column, values in stores[0].items():
