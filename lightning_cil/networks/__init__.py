@@ -3,17 +3,18 @@
 from lightning_cil.networks.autoencoder import Autoencoder
 from lightning_cil.networks.backbones import create_backbone, feature_width, load_weights
 from lightning_cil.networks.bias_correction import BiasCorrection
-from lightning_cil.networks.class_gcn import ClassGCN
+from lightning_cil.networks.class_gcn import ClassGCN, GraphNorm
 from lightning_cil.networks.class_vectors import class_vectors
 from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.frozen_copies import FrozenCopies
 from lightning_cil.networks.growing_list import GrowingList
+from lightning_cil.networks.growing_network import GrowingNetwork
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
 from lightning_cil.networks.label_correlation import CorrelationRule
 from lightning_cil.networks.label_graph import LabelGraph
 from lightning_cil.networks.last_activation import remove_last_activation
 from lightning_cil.networks.memo import MemoBackbone, split_backbone
-from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool
+from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool, transformer_width
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.sharding import copy_unsharded, shard_children, unsharded
 from lightning_cil.networks.small import SmallConvNet
@@ -31,7 +32,9 @@ __all__ = [
     "CorrelationRule",
     "CosineHead",
     "FrozenCopies",
+    "GraphNorm",
     "GrowingList",
+    "GrowingNetwork",
     "LabelGraph",
     "LinearHead",
     "MapBackbone",
@@ -53,5 +56,6 @@ __all__ = [
     "set_trainable",
     "shard_children",
     "split_backbone",
+    "transformer_width",
     "unsharded",
 ]
