@@ -1,8 +1,8 @@
 """What a reader copies: files below examples/ and Python of the documents, on tiny data; the quickstart in full.
 
 Configs are found by glob. `<folder>/methods/*.yaml` and `<folder>/protocols/*.yaml` go in pairs: each method with the
-folder's protocol `digits` (or its first one), each protocol with the first method. Large backbones are built, but a
-small one is trained.
+folder's protocol `digits` (or its first one), each protocol with the first method; those of a paper's tables are in
+test_papers.py. Large backbones are built, but a small one is trained.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lightning_cil import IncrementalTrainer
 from lightning_cil.data import SplitDigits
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.networks import Backbone
+from lightning_cil.report.paper import paper_names, read_paper
 from tests.data import formats
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,11 +113,14 @@ TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
 def runs() -> list[tuple[Path, ...]]:
     """The configs of each run."""
     files = sorted(EXAMPLES.rglob("*.yaml"))
-    found = [(p,) for p in files if p.parent.name not in ("methods", "protocols")]
+    found: list[tuple[Path, ...]] = [(p,) for p in files if p.parent.name not in ("methods", "protocols")]
+    papers = [read_paper(name) for name in paper_names()]
+    elsewhere = {ROOT / path for paper in papers for _, cell in paper.cells for path in cell.configs(paper.examples)}
     for folder in sorted({p.parents[1] for p in files if p.parent.name in ("methods", "protocols")}):
         methods, protocols = sorted(folder.glob("methods/*.yaml")), sorted(folder.glob("protocols/*.yaml"))
         usual = next((p for p in protocols if p.stem == "digits"), protocols[0])
-        found += [(m, p) for m in methods for p in protocols if p == usual or m == methods[0]]
+        found += [(m, usual) for m in methods if m not in elsewhere]
+        found += [(methods[0], p) for p in protocols if p not in elsewhere and (methods[0], p) not in found]
     return found
 
 
@@ -133,6 +138,11 @@ def section(configs: tuple[Path, ...], key: str) -> dict[str, Any]:
     return merged
 
 
+@cache
+def build_once(backbone: Backbone) -> None:
+    backbone.build()
+
+
 def shortened(configs: tuple[Path, ...]) -> list[str]:
     """Options that cut every number of epochs to 1 and take a small backbone in place of a large one."""
     model = section(configs, "model")
@@ -147,7 +157,7 @@ def shortened(configs: tuple[Path, ...]) -> list[str]:
     backbone = Backbone(**backbone) if isinstance(backbone, dict) else Backbone(backbone)
     if backbone.name == "small_cnn":
         return options
-    dataclasses.replace(backbone, pretrained=False, weights=None).build()
+    build_once(dataclasses.replace(backbone, pretrained=False, weights=None))
     return [*options, "--model.init_args.backbone", "small_cnn"]
 
 

@@ -1,0 +1,151 @@
+"""The papers that `report --paper` knows: their cells are commands that run, and examples/<paper>/README.md lists them.
+
+`python tests/test_papers.py --write` writes the lists. Each pair of a method's and a protocol's config learns two tasks
+of tiny data in the official formats; cells that differ from them in options only are parsed.
+"""
+
+import dataclasses
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_cil.report.groups import Group
+from lightning_cil.report.paper import MEMORY_OPTION, Cell, Paper, paper_names, read_paper
+from lightning_cil.report.runs import read_run
+from tests.test_configs import TINY_DATA, shortened
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPERS = {name: read_paper(name) for name in paper_names()}
+
+Case = tuple[Paper, Cell]
+
+
+def readme(paper: Paper) -> str:
+    """The list of a paper's cells."""
+    lines = [
+        f"# {paper.title}: every cell of its tables",
+        "",
+        f"Source: <{paper.source}>. Written by `python tests/test_papers.py --write`.",
+        "",
+        "Each command is one cell with one seed: add `--seed_everything 0`, `1` and so on. Two configs combine:",
+        "`methods/` says how to learn, `protocols/` what. The options after them are the cell's own. Then",
+        "",
+        "```sh",
+        f"lightning-cil report RUN… --paper {paper.name}",
+        "```",
+        "",
+        "puts the printed numbers beside yours and draws the paper's figures.",
+    ]
+    for table in paper.tables.values():
+        lines += ["", f"## {table.name.replace('table', 'Table ')}: {table.title}", ""]
+        lines += [f"- {warning}" for warning in table.warnings]
+        for protocol in table.protocols:
+            lines += ["", f"### {protocol.title}", "", "```sh"]
+            for cell in table.of(protocol):
+                lines += [f"# {cell.name}", cell.command(paper.examples)]
+            lines.append("```")
+    return "\n".join(lines) + "\n"
+
+
+def chosen() -> tuple[list[Case], list[Case]]:
+    """Cells to run, one for each pair of configs, and those to parse: options that none of these has."""
+    cells = list(dict.fromkeys((paper.name, repr(c)) for paper in PAPERS.values() for _, c in paper.cells))
+    by_repr = {(paper.name, repr(c)): (paper, c) for paper in PAPERS.values() for _, c in paper.cells}
+    runs: dict[tuple[str, ...], Case] = {}
+    seen: set[str] = set()
+    for fresh in (True, False):  # pairs take options that no other pair has, as long as there are any
+        for key in cells:
+            paper, cell = by_repr[key]
+            pair, options = tuple(cell.configs(paper.examples)), f"{cell.config} {sorted(cell.options.items())}"
+            if pair not in runs and (options not in seen or not fresh):
+                runs[pair] = paper, cell
+                seen.add(options)
+    parsed: dict[str, Case] = {}
+    for key in cells:
+        paper, cell = by_repr[key]
+        options = f"{cell.config} {sorted(cell.options.items())}"
+        if options not in seen:
+            parsed.setdefault(options, (paper, cell))
+    return list(runs.values()), list(parsed.values())
+
+
+RUN, PARSED = chosen()
+
+
+def case_id(case: Case) -> str:
+    paper, cell = case
+    return f"{paper.name}-{cell.scenario}-{cell.config}-{cell.protocol.config}-{cell.memory or 0}"
+
+
+def config(path: str) -> dict:
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """`tiny(data)`: options that read tiny data of a data set's class, written once."""
+
+    @cache
+    def options(data: str) -> list[str]:
+        found = TINY_DATA[data](tmp_path_factory.mktemp(data))
+        return [str(part) for key, value in found.items() for part in (f"--data.{key}", value)]
+
+    return options
+
+
+@pytest.mark.parametrize("paper", PAPERS.values(), ids=lambda p: p.name)
+def test_readme_lists_every_cell(paper):
+    written = (ROOT / paper.examples / "README.md").read_text(encoding="utf-8")
+    assert written == readme(paper), "Run `python tests/test_papers.py --write`"
+
+
+@pytest.mark.parametrize("paper", PAPERS.values(), ids=lambda p: p.name)
+def test_cells_are_what_their_configs_say(paper):
+    for _, cell in paper.cells:
+        method, protocol = map(config, cell.configs(paper.examples))
+        assert method["model"]["class_path"].rpartition(".")[2] == cell.method
+        assert protocol["data"]["class_path"].rpartition(".")[2] == cell.protocol.data
+        assert protocol["data"]["init_args"]["num_tasks"] == len(cell.protocol.task_sizes)
+        callbacks = method.get("trainer", {}).get("callbacks", [])
+        memories = [c["class_path"] == "ReplayBuffer" for c in callbacks]
+        assert memories[-1:] == ([True] if cell.memory else []), f"{cell.config}: the last callback is the memory"
+        assert cell.options.get(MEMORY_OPTION) == cell.memory
+
+
+@pytest.mark.parametrize("case", RUN, ids=case_id)
+def test_a_pair_of_configs_runs(case, tiny, run_cli, tmp_path):
+    paper, cell = case
+    arguments = [*cell.arguments(paper.examples), *tiny(cell.protocol.data)]
+    arguments += shortened(tuple(ROOT / path for path in cell.configs(paper.examples)))
+    if cell.method == "NFLPlus":
+        arguments += ["--model.init_args.holdout", 0.5]  # one of the two images of a class
+    arguments += ["--trainer.default_root_dir", tmp_path / "runs", "--trainer.accelerator", "cpu"]
+    arguments += ["--trainer.devices", 1, "--trainer.enable_progress_bar", "false", "--stop_after_task", 1]
+    code, _, stderr = run_cli(*arguments)
+    assert code == 0, stderr
+    (file,) = (tmp_path / "runs").glob("*/results.json")
+    run = read_run(file)
+    assert run.tasks_done == 2
+    if cell.protocol.data == "SplitImageNet":  # tiny data of 10 classes
+        assert run.task_sizes == (1,) * len(cell.protocol.task_sizes)
+        cell = dataclasses.replace(cell, protocol=dataclasses.replace(cell.protocol, task_sizes=run.task_sizes))
+    assert cell.fits(Group(cell.label, (run,)))
+
+
+@pytest.mark.parametrize("case", PARSED, ids=case_id)
+def test_other_options_are_taken(case, run_cli):
+    paper, cell = case
+    code, stdout, stderr = run_cli(*cell.arguments(paper.examples), "--print_config")
+    assert code == 0, stderr
+    found = yaml.safe_load(stdout)
+    assert found["model"]["init_args"]["scenario"] == cell.scenario
+    if cell.memory:
+        assert found["trainer"]["callbacks"][-1]["init_args"]["total"] == cell.memory
+
+
+if __name__ == "__main__" and "--write" in sys.argv:
+    for paper in PAPERS.values():
+        (ROOT / paper.examples / "README.md").write_text(readme(paper), encoding="utf-8")
