@@ -12,7 +12,20 @@ from torch import Tensor, nn
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCheckpoint
 from lightning_cil.data import ImageFolderTasks, IncrementalDataModule, MultiLabelDigits
-from lightning_cil.methods import ER, MEMO, NFL, Coil, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus, MLDERPlusPlus, RebLL
+from lightning_cil.methods import (
+    ER,
+    MEMO,
+    NFL,
+    Coil,
+    DERPlusPlus,
+    FineTune,
+    ICaRL,
+    IncrementalModule,
+    LwF,
+    MLDERPlusPlus,
+    NFLPlus,
+    RebLL,
+)
 from lightning_cil.networks import Backbone, CifarResNet
 from tests.callbacks.conftest import TinyTasks
 from tests.streams import ROUND, sgd

@@ -11,8 +11,21 @@ from torch import nn
 
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCallback
-from lightning_cil.data import ImageFolderTasks, SplitDigits, MultiLabelDigits
-from lightning_cil.methods import ER, MEMO, NFL, Coil, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus, MLDERPlusPlus, RebLL
+from lightning_cil.data import ImageFolderTasks, MultiLabelDigits, SplitDigits
+from lightning_cil.methods import (
+    ER,
+    MEMO,
+    NFL,
+    Coil,
+    DERPlusPlus,
+    FineTune,
+    ICaRL,
+    IncrementalModule,
+    LwF,
+    MLDERPlusPlus,
+    NFLPlus,
+    RebLL,
+)
 from lightning_cil.networks import Backbone
 from tests.data import formats
 from tests.streams import ROUND, fit, make, results, weights_hash
