@@ -16,30 +16,33 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-METHODS = {
-    "FT": "ml_finetune",
-    "LwF": "ml_lwf",
-    "KD": "ml_kd",
-    "AKD": "rebll_akd",
-    "AKD+replay": "rebll_replay",
-    "AKD+OR": "rebll",
-    "ER": "ml_er",
-    "DER++": "ml_derpp",
-    "Joint": "ml_joint",
+METHODS: dict[str, tuple[str, ...]] = {
+    "FT": ("ml_finetune",),
+    "LwF": ("ml_lwf",),
+    "KD": ("ml_kd",),
+    "AKD": ("rebll_akd",),
+    "AKD+replay": ("rebll", "--model.init_args.memory=replay_bce"),
+    "AKD+OR": ("rebll",),
+    "ER": ("ml_er",),
+    "DER++": ("ml_derpp",),
+    "Joint": ("ml_joint",),
 }
+"""The method's config and what is changed in it."""
 SCORES = {"mAP last": "mAP_last", "mAP avg": "mAP_avg", "CF1": "CF1", "OF1": "OF1", "FPR": "FPR"}
 
 
 def arguments(protocol: str, method: str, seed: int, folder: Path, root: Path, weights: Path) -> list[str]:
     """What follows `lightning-cil` in the command of a run."""
+    config, *changes = METHODS[method]
     return [
         "fit",
-        f"--config={HERE.parents[1] / 'examples' / 'rebll' / 'methods' / METHODS[method]}.yaml",
+        f"--config={HERE.parents[1] / 'examples' / 'rebll' / 'methods' / config}.yaml",
         f"--config={HERE / protocol}.yaml",
         f"--seed_everything={seed}",
         f"--trainer.default_root_dir={folder}",
         f"--data.init_args.root={root}",
         f"--model.init_args.backbone.weights={weights}",
+        *changes,
     ]
 
 

@@ -30,13 +30,17 @@ def make_multilabel_table(groups: Sequence[Group]) -> Table | None:
         for name in SCORES
     )
     rows = tuple(
-        Row(g.label, protocol_name(g.first.protocol), len(g.runs), g.complete, tuple(_cells(g))) for g in shown
+        Row(g.label, protocol_name(g.first.protocol), len(g.runs), g.complete, tuple(multilabel_scores(g).values()))
+        for g in shown
     )
     title = "Multi-label: scores after the last task"
     return Table(title, NAME, columns, rows, len({row.data for row in rows}) > 1)
 
 
-def _cells(group: Group) -> list[Stat]:
+def multilabel_scores(group: Group) -> dict[str, Stat]:
+    """The columns of a row by their names; empty for single-label runs."""
+    if not group.first.is_multilabel:
+        return {}
     reason = AT_ONCE if group.trained_once else NOT_KNOWN
     values = {name: [run.multilabel.get(name) for run in group.runs] for name in SCORES}
-    return [mean_of(found, [reason] * len(found)) for found in values.values()]
+    return {name: mean_of(found, [reason] * len(found)) for name, found in values.items()}
