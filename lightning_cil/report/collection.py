@@ -60,9 +60,8 @@ def load_runs(
     for run in bounds:
         if not run.is_joint or not run.complete:
             what = f"a run of {run.method}" if not run.is_joint else f"unfinished ({run.tasks_done} of {run.num_tasks})"
-            raise ValueError(
-                f"`joint`: {run.path} is {what}, expected a finished run of the method {' or '.join(JOINTS)}."
-            )
+            methods = " or ".join(JOINTS)
+            raise ValueError(f"`joint`: {run.path} is {what}, expected a finished run of the method {methods}.")
     runs = {run.path.resolve(): run for run in (*read_all(paths), *bounds)}
     if not runs:
         raise ValueError("`paths` names no run; expected at least one run folder.")

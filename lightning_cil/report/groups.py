@@ -300,8 +300,8 @@ def notes_of(groups: Sequence[Group], average_different_orders: bool) -> list[st
             )
         if group.first.is_multilabel:
             notes.append(
-                f"{group.label}: multi-label; wherever formulas and figures speak of accuracy on a task, its number is the "
-                "mean average precision of the task's classes."
+                f"{group.label}: multi-label; wherever formulas and figures speak of accuracy on a task, its number is "
+                "the mean average precision of the task's classes."
             )
         if len({json.dumps(r.results.get("versions"), sort_keys=True) for r in group.runs}) > 1:
             notes.append(f"{group.label}: the runs were made with different versions of the software.")

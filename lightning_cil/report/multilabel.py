@@ -16,7 +16,7 @@ FORMULAS = {
 
 
 def make_multilabel_table(groups: Sequence[Group]) -> Table | None:
-    """MAP after the last task and on average, CF1, OF1, FPR, precision, recall and forgetting; `None` without such runs.
+    """Table of mAP last and average, CF1, OF1, FPR, precision, recall and forgetting; `None` without such runs.
 
     Args:
         groups: The rows; those of single-label runs are left out.

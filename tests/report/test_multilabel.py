@@ -11,16 +11,8 @@ import pytest
 from lightning_cil.report import load_runs
 from tests.report.hand_made import with_matrix, write_run
 
-SCORES = {
-    "mAP_last": 0.5,
-    "mAP_avg": 0.6,
-    "CF1": 0.4,
-    "OF1": 0.3,
-    "FPR": 0.02,
-    "precision": 0.7,
-    "recall": 0.2,
-    "AF": 0.1,
-}
+NAMES = ("mAP_last", "mAP_avg", "CF1", "OF1", "FPR", "precision", "recall", "AF")
+SCORES = dict(zip(NAMES, (0.5, 0.6, 0.4, 0.3, 0.02, 0.7, 0.2, 0.1), strict=True))
 MATRIX = [[0.8, None], [0.45, 0.55]]
 
 
