@@ -39,8 +39,8 @@ class Batch(TypedDict, total=False):
 
     Multi-label training batches hold what the current task annotates: the ground truth of its classes. A 0 elsewhere in
     `target` means unknown, not absent; `known` tells the two apart. A stage on all data so far (`Stage(data='seen')`)
-    has each image once, with all seen classes known. Evaluation batches hold all labels, and all are known; there is
-    one loader (`dataloader_idx` 0) for all tasks.
+    has each image once, with all seen classes known. Test batches hold all labels, and all are known, validation
+    batches those of the seen classes; there is one loader (`dataloader_idx` 0) for all tasks.
     """
 
     image: Tensor

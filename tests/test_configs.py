@@ -94,7 +94,9 @@ def loader_of(labels: range) -> DataLoader:
 TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ImageFolderTasks": lambda root: {**written(formats.write_image_folder)(root), "num_workers": 0},
     "ManifestTasks": manifest,
+    "MultiLabelCOCO": lambda root: {**written(formats.write_coco)(root), "image_size": 16, "num_workers": 0},
     "MultiLabelDigits": lambda root: {"train_images": 200, "test_images": 60},
+    "MultiLabelVOC": lambda root: {**written(formats.write_voc)(root), "image_size": 16, "num_workers": 0},
     "SplitCIFAR10": written(formats.write_cifar10, train=4, test=2),
     "SplitCIFAR100": written(formats.write_cifar100, train=2, test=1),
     "SplitDigits": lambda root: {},

@@ -47,7 +47,8 @@ class StreamProgressBar(TQDMProgressBar):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Name the bar after the task that is tested."""
+        """Name the bar after the task that is tested, where each has a loader of its own."""
         super().on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
         if not self.test_progress_bar.disable:
-            self.test_progress_bar.set_description(f"testing task {dataloader_idx + 1}")
+            together = getattr(trainer.datamodule, "label_kind", "single") == "multi"  # type: ignore[attr-defined]
+            self.test_progress_bar.set_description("testing" if together else f"testing task {dataloader_idx + 1}")

@@ -4,16 +4,19 @@ import math
 import os
 import shutil
 import tempfile
+import uuid
 from abc import ABC
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +24,7 @@ from lightning_cil._random import uniform
 from lightning_cil.data.augment import BatchAugment
 from lightning_cil.data.base import IncrementalDataModule
 from lightning_cil.data.images import FileImages, ImageSplit, TensorImages, read_image
+from lightning_cil.types import TestRule
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,10 +63,11 @@ def image_names(folder: Path) -> list[str]:
 
 @dataclass
 class FileList:
-    """Files of one split and their original class ids."""
+    """Files of one split and their original class ids; multi-label: `sets` of them in place of `targets`."""
 
     paths: list[str] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
+    sets: list[tuple[int, ...]] = field(default_factory=list)
 
     @classmethod
     def of_folders(cls, folder: Path, names: Sequence[str]) -> "FileList":
@@ -78,13 +83,27 @@ class FileList:
     def take(self, indices: Tensor) -> "FileList":
         """Some of the files."""
         chosen = indices.tolist()
-        return FileList([self.paths[i] for i in chosen], [self.targets[i] for i in chosen])
+        targets, sets = ([column[i] for i in chosen] if column else [] for column in (self.targets, self.sets))
+        return FileList([self.paths[i] for i in chosen], targets, sets)
+
+    def counts(self) -> Counter[int]:
+        """Images of each class."""
+        return Counter(self.targets) + Counter(label for labels in self.sets for label in labels)
+
+    def labels(self, num_classes: int) -> Tensor:
+        """What `ImageSplit` takes: long `[N]`, or multi-label bool `[N, num_classes]`."""
+        if not self.sets:
+            return torch.tensor(self.targets, dtype=torch.int64)
+        table = torch.zeros(len(self), num_classes, dtype=torch.bool)
+        pairs = [(row, label) for row, labels in enumerate(self.sets) for label in labels]
+        table[torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)] = True
+        return table
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __add__(self, other: "FileList") -> "FileList":
-        return FileList(self.paths + other.paths, self.targets + other.targets)
+        return FileList(self.paths + other.paths, self.targets + other.targets, self.sets + other.sets)
 
 
 # ---------------------------------------------------------------------- decoding
@@ -181,6 +200,33 @@ def _num_threads() -> int:
     return os.cpu_count() or 1
 
 
+def write_cache(path: Path, save: Callable[[IO[bytes]], None], old: str) -> None:
+    """Write a file beside the data, as a whole or not at all; where that cannot be, say so and go on.
+
+    Args:
+        path: The file.
+        save: Writes its content.
+        old: Pattern of the files in the same folder that it takes the place of.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            save(file)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        rank_zero_warn(
+            f"What was read could not be kept in `{path}` ({error}): it is read anew at every start. "
+            "Make the folder writable, or pass `cache=False` to do without this message."
+        )
+        return
+    for other in path.parent.glob(old):  # of the data as it was before
+        if other != path:
+            with suppress(OSError):
+                other.unlink()
+
+
 # ---------------------------------------------------------------------- missing data, download
 
 
@@ -275,6 +321,7 @@ class FileListTasks(IncrementalDataModule, ABC):
         val_fraction: float,
         num_workers: int,
         split_seed: int,
+        test_rule: TestRule = "seen",
     ) -> None:
         if image_size < 1:
             raise ValueError(f"`image_size={image_size}`: expected at least 1 pixel.")
@@ -306,7 +353,9 @@ class FileListTasks(IncrementalDataModule, ABC):
             val_fraction=val_fraction,
             num_workers=num_workers,
             split_seed=split_seed,
+            test_rule=test_rule,
         )
+        self.label_kind = "multi" if train.sets else "single"
         self.source = source
         self.files = {"train": train + val, "test": test}
         self.num_held_out = len(val)
@@ -322,7 +371,7 @@ class FileListTasks(IncrementalDataModule, ABC):
         name = "train" if train else "test"
         files = self.files[name]
         source = f"{self.source} ({name})"
-        targets = torch.tensor(files.targets, dtype=torch.int64)
+        targets = files.labels(self.num_classes)
         if self.in_memory:
             images = decode_all(
                 lambda i: self.prepare_image(read_image(files.paths[i])).permute(1, 2, 0).numpy(), files.paths
@@ -351,7 +400,7 @@ def _check_classes(source: str, names: Sequence[str], splits: dict[str, FileList
     if len(names) < 2:
         raise ValueError(f"{source} has {len(names)} class(es) {list(names)}; expected at least 2.")
     for split, files in splits.items():
-        counts = Counter(files.targets)
+        counts = files.counts()
         empty = [name for label, name in enumerate(names) if not counts[label]]
         if empty:
             raise ValueError(

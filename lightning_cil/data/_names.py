@@ -77,3 +77,23 @@ TINY_IMAGENET: dict[str, str] = {
     wnid: name for wnid, _, name in (entry.strip().partition(" ") for entry in _TINY_IMAGENET.split(";"))
 }
 """WordNet id to the first name of `words.txt`, sorted by id."""
+
+_VOC = """
+    aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant
+    sheep sofa train tvmonitor
+"""
+
+VOC = tuple(_VOC.split())
+
+_COCO = """
+    airplane; apple; backpack; banana; baseball bat; baseball glove; bear; bed; bench; bicycle; bird; boat;
+    book; bottle; bowl; broccoli; bus; cake; car; carrot; cat; cell phone; chair; clock; couch; cow; cup; dining
+    table; dog; donut; elephant; fire hydrant; fork; frisbee; giraffe; hair drier; handbag; horse; hot dog;
+    keyboard; kite; knife; laptop; microwave; motorcycle; mouse; orange; oven; parking meter; person; pizza;
+    potted plant; refrigerator; remote; sandwich; scissors; sheep; sink; skateboard; skis; snowboard; spoon;
+    sports ball; stop sign; suitcase; surfboard; teddy bear; tennis racket; tie; toaster; toilet; toothbrush;
+    traffic light; train; truck; tv; umbrella; vase; wine glass; zebra
+"""
+
+COCO = tuple(" ".join(name.split()) for name in _COCO.split(";"))
+"""Sorted, which is not the order of COCO's category numbers."""

@@ -157,7 +157,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
     def val_dataloader(self) -> list[StreamLoader]:
         """Held-out data, one loader for each task up to the current one; none when nothing is held out.
 
-        Multi-label: one loader for all of them, as an image can belong to several.
+        Multi-label: one loader for all of them, as an image can belong to several; the labels of all seen classes.
         """
         num_seen = self.task.index + 1
         if self.trainer is not None and self.trainer.state.fn == "validate":  # a checkpoint's module, outside a stream
@@ -169,7 +169,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
             num_seen = self._num_tasks_seen()
         seen = range(num_seen) if len(self._val_indices) else []
         return [
-            self._loader("train", self._in_tasks(self._val_indices, "train", tasks), annotated=range(self.num_tasks))
+            self._loader("train", self._in_tasks(self._val_indices, "train", tasks), annotated=tasks)
             for tasks in self._parts(seen)
         ]
 

@@ -3,15 +3,19 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_cil.data._files import IMAGENET_MEAN, IMAGENET_STD, Augment, FileList, FileListTasks
 from lightning_cil.data.base import DEFAULT_ORDER
+from lightning_cil.types import TestRule
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("image", "label", "split")
+SEPARATORS = "|;"
+"""Between the labels of one image."""
 
 
 class ManifestTasks(FileListTasks):
@@ -22,6 +26,9 @@ class ManifestTasks(FileListTasks):
     `val`: held out). Other columns are not read; a repeated row counts once. Class ids follow the sorted labels, by
     value when all are whole numbers. Every image becomes a colour image of one size: shorter side to `image_size`,
     centre crop.
+
+    With `labels` in place of `label` the stream is multi-label: several in one row, separated by `|` or `;`, in jsonl a
+    list; none where it is empty. An image is then in every task of which it has a class, with that task's labels only.
 
     Args:
         manifest: The csv or jsonl file.
@@ -43,6 +50,8 @@ class ManifestTasks(FileListTasks):
         val_fraction: Share of the training images that is held out for validation, in [0, 1).
         num_workers: Decoding processes of each training process; images in memory need none.
         split_seed: Selects the held-out images.
+        test_rule: Multi-label: `seen`: after a task the network is tested on the images with a class seen so far;
+            `all`: on all.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class ManifestTasks(FileListTasks):
         val_fraction: float = 0.0,
         num_workers: int = 4,
         split_seed: int = 0,
+        test_rule: TestRule = "seen",
     ) -> None:
         names, splits = read_manifest(Path(manifest))
         super().__init__(
@@ -87,6 +97,7 @@ class ManifestTasks(FileListTasks):
             val_fraction=val_fraction,
             num_workers=num_workers,
             split_seed=split_seed,
+            test_rule=test_rule,
         )
 
 
@@ -108,10 +119,18 @@ def read_manifest(path: Path) -> tuple[list[str], dict[str, FileList]]:
             f"`manifest={path}`: no such file; expected a csv or jsonl file with the columns {', '.join(COLUMNS)}."
         )
     folder = os.fspath(path.parent)
-    rows: dict[str, tuple[str, str, str, str]] = {}
+    rows: dict[str, tuple[str, tuple[str, ...], str, str]] = {}
+    multi = False
     for position, row in _rows(path):
         where = f"{path}, {position}"
-        label, split = _label(row, where), row.get("split")
+        several = _is_multi(row, multi if rows else "label" not in row)
+        if rows and several != multi:
+            raise ValueError(
+                f"{where}: has `{'labels' if several else 'label'}`, and the rows before it have "
+                f"`{'label' if several else 'labels'}`; expected the same in all. Leave one column empty."
+            )
+        multi = several
+        label, split = _labels(row, where) if multi else (_label(row, where),), row.get("split")
         if split not in SPLITS:
             raise ValueError(f"{where}: `split` is {split!r}; expected 'train', 'val' or 'test'.")
         image = row.get("image")
@@ -125,16 +144,20 @@ def read_manifest(path: Path) -> tuple[list[str], dict[str, FileList]]:
         first = rows.setdefault(file, (file, label, split, position))
         if first[1:3] != (label, split):
             raise ValueError(
-                f"{where}: {image!r} is {label!r} in {split}, but {first[1]!r} in {first[2]} in {first[3]}; "
-                "expected each image with one label and in one split. Remove one of the rows."
+                f"{where}: {image!r} is {_said(label, multi)} in {split}, but {_said(first[1], multi)} in {first[2]} "
+                f"in {first[3]}; expected each image with {'the same labels' if multi else 'one label'} and in one "
+                "split. Remove one of the rows."
             )
-    labels = {label for _, label, _, _ in rows.values()}
+    labels = {label for _, given, _, _ in rows.values() for label in given}
     names = sorted(labels, key=int) if all(_is_whole(label) for label in labels) else sorted(labels)
     ids = {name: i for i, name in enumerate(names)}
     splits = {split: FileList() for split in SPLITS}
     for file, label, split, _ in rows.values():
         splits[split].paths.append(file)
-        splits[split].targets.append(ids[label])
+        if multi:
+            splits[split].sets.append(tuple(ids[name] for name in label))
+        else:
+            splits[split].targets.append(ids[label[0]])
     return names, splits
 
 
@@ -180,14 +203,42 @@ def _json_row(line: str, where: str) -> dict[str, Any]:
 
 def _label(row: dict[str, Any], where: str) -> str:
     label = row.get("label")
-    if row.get("labels") or isinstance(label, list):
-        raise ValueError(
-            f"{where}: `labels` gives several labels for one image; expected one `label`. `ManifestTasks` is for one "
-            "label an image; leave the column `labels` empty."
-        )
+    if isinstance(label, list):
+        raise ValueError(f"{where}: `label` is {label!r}; expected one label, or a list of them under `labels`.")
     if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
         raise ValueError(f"{where}: `label` is {label!r}; expected a class name or a whole number.")
     return str(label)
+
+
+def _labels(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The labels of a row in sorted order, each once."""
+    given = row.get("labels")
+    if row.get("label") not in (None, ""):
+        raise ValueError(
+            f"{where}: has `label` ({row['label']!r}) and `labels` ({given!r}); expected one of them. Put all labels "
+            "of an image into `labels`."
+        )
+    if isinstance(given, str):
+        given = [name.strip() for name in re.split(f"[{SEPARATORS}]", given)] if given.strip() else []
+    if not isinstance(given, list) or any(
+        isinstance(label, bool) or not isinstance(label, str | int) or label == "" for label in given
+    ):
+        raise ValueError(
+            f"{where}: `labels` is {row.get('labels')!r}; expected class names or whole numbers, in csv separated by "
+            f"{' or '.join(SEPARATORS)}, in jsonl a list."
+        )
+    return tuple(sorted({str(label) for label in given}))
+
+
+def _is_multi(row: dict[str, Any], otherwise: bool) -> bool:
+    """Whether a row uses `labels`; an empty one is as `otherwise`."""
+    if row.get("labels"):
+        return True
+    return "labels" in row and row.get("label") in (None, "") and otherwise
+
+
+def _said(labels: tuple[str, ...], multi: bool) -> str:
+    return repr(list(labels)) if multi else repr(labels[0])
 
 
 def _is_whole(label: str) -> bool:

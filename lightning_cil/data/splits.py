@@ -4,6 +4,7 @@ The order convention is that of iCaRL (Rebuffi et al., CVPR 2017, https://arxiv.
 seeded permutation of all classes, tasks are consecutive blocks of it. `seed:1993` gives theirs.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -121,6 +122,31 @@ def task_sizes(
             f"({rest} remain after the first task). Change them, or give the uneven `sizes`."
         )
     return [base] * (base > 0) + [increment] * (rest // increment)
+
+
+def parse_protocol(protocol: str) -> tuple[int, int]:
+    """Classes of the first and of each further task in the notation of multi-label papers.
+
+    Args:
+        protocol: `Bx-Cy`: x classes, then y in each task; `B0-Cy`: y in every task.
+
+    Returns:
+        `base` and `increment` of `task_sizes`.
+
+    Raises:
+        ValueError: For anything else.
+
+    Example:
+        >>> parse_protocol("B4-C2")
+        (4, 2)
+    """
+    found = re.fullmatch(r"[Bb](\d+)-[Cc](\d+)", str(protocol).strip())
+    if found is None or not int(found[2]):
+        raise ValueError(
+            f"`protocol={protocol!r}`: expected 'Bx-Cy', x classes in the first task and y >= 1 in each further one, "
+            "such as 'B4-C2'; 'B0-C5' has 5 in every task. For other divisions use `num_tasks` or `sizes`."
+        )
+    return int(found[1]), int(found[2])
 
 
 def make_tasks(sizes: Sequence[int]) -> list[Task]:

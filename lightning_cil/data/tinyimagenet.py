@@ -7,7 +7,6 @@ memory the next time, so that the processes of one machine share it.
 import hashlib
 import io
 import os
-import uuid
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
 from lightning_cil.data import _names
-from lightning_cil.data._files import decode_all, fetch, image_names, is_image, missing
+from lightning_cil.data._files import decode_all, fetch, image_names, is_image, missing, write_cache
 from lightning_cil.data.augment import BatchAugment
 from lightning_cil.data.base import DEFAULT_ORDER, IncrementalDataModule
 from lightning_cil.data.images import ImageSplit, TensorImages
@@ -129,7 +127,7 @@ class SplitTinyImageNet(IncrementalDataModule):
             if images.dtype == torch.uint8 and images.ndim == 4 and len(images) == len(names):
                 return images
         images = decode_all(lambda i: store.decode(names[i]), names)
-        _write_cache(path, images, start)
+        write_cache(path, lambda file: np.save(file, images.numpy()), f"{start}*.npy")
         return images
 
     def _find(self) -> Path | None:
@@ -292,23 +290,3 @@ def _wnids(store: _Store, train: bool) -> dict[str, str]:
             "Get the data set again."
         )
     return result
-
-
-def _write_cache(path: Path, images: Tensor, start: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "xb") as file:
-            np.save(file, images.numpy())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        rank_zero_warn(
-            f"The decoded images could not be kept in `{path}` ({error}): they are decoded again at every start. "
-            "Make the folder writable, or pass `cache=False` to do without this message."
-        )
-        return
-    for old in path.parent.glob(f"{start}*.npy"):  # of the data as it was before
-        if old != path:
-            with suppress(OSError):
-                old.unlink()

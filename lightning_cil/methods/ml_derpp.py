@@ -73,8 +73,11 @@ class MLDERPlusPlus(MultiLabelModule):
 
     def required_callbacks(self) -> list[Callback]:
         """The memory."""
-        memory = {"update": "batch", "columns": [LOGITS], "num_draws": 2, "repeat": False, "dedupe": True}
-        return [ReplayBuffer(per_class=EXEMPLARS_PER_CLASS, **memory)]
+        return [
+            ReplayBuffer(
+                per_class=EXEMPLARS_PER_CLASS, update="batch", columns=[LOGITS], num_draws=2, repeat=False, dedupe=True
+            )
+        ]
 
     def on_train_start(self) -> None:
         """Refuse a memory without logits or with one draw a step."""

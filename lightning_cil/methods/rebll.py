@@ -178,7 +178,7 @@ class RebLL(MultiLabelModule):
         old, seen = self.task.num_old, self.task.num_seen
         exponent = self.positive_exponent() if self.classification == "cls" else 0.0
         new_loss = self._positive(logits[:, old:seen], batch["target"][:, old:seen], exponent)  # Eq. 3; Eq. 1
-        terms = {self.classification: new_loss}
+        terms: dict[str, Tensor] = {self.classification: new_loss}
         if self.distillation != "none" and not self.task.is_first:
             distilled = self._distillation(logits[:, :old], batch)
             terms = {

@@ -214,6 +214,137 @@ def write_tiny_imagenet(root: Path, size: int = 64, train: int = 2, test: int = 
     return write_files(root / "tiny-imagenet-200", files)
 
 
+# ---------------------------------------------------------------------- VOC, COCO (multi-label)
+
+
+@dataclass
+class WrittenLabels:
+    """What a multi-label writer put on disk: images sorted by name (VOC) or id (COCO), one column for each class."""
+
+    train_names: list[str]
+    train_values: np.ndarray
+    test_names: list[str]
+    test_values: np.ndarray
+
+
+def label_values(num_classes: int, count: int, seed: int = 0) -> np.ndarray:
+    """int8 `[count * num_classes, num_classes]` in VOC's values: 1 present, 0 difficult (or crowd) only, -1 absent.
+
+    Every class has at least `count` images; half of the images have a second class, a third something difficult.
+    """
+    values = np.full((count * num_classes, num_classes), -1, dtype=np.int8)
+    for i, row in enumerate(values):
+        row[(i * 5 + 1 + seed) % num_classes] = 0 if i % 3 == 0 else -1
+        row[(i * 7 + 3 + seed) % num_classes] = 1 if i % 2 else -1
+        row[i % num_classes] = 1
+    return values
+
+
+def make_mosaics(values: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """uint8 `[N, 3, size, 2 * size]`: side by side the colours of an image's first and last class, with noise."""
+    first, last = (values == 1).argmax(1), values.shape[1] - 1 - (values[:, ::-1] == 1).argmax(1)
+    return np.concatenate([make_images(first, size, seed=seed), make_images(last, size, seed=seed + 1)], axis=3)
+
+
+def write_voc(
+    root: Path,
+    train: int | np.ndarray = 2,
+    test: int | np.ndarray = 1,
+    classes: Sequence[str] = _names.VOC,
+    year: int = 2007,
+    size: int = 16,
+    lists: bool = True,
+    xml: bool = True,
+) -> WrittenLabels:
+    """`VOCdevkit/VOC<year>/`: the lists of splits and classes, an annotation and a JPEG for each image.
+
+    Args:
+        root: Folder.
+        train: Images of the list `trainval`: values as of `label_values`, or its `count`.
+        test: The same of `test`.
+        classes: Names of the columns.
+        year: In the folder's name.
+        size: Half of the images' width; 0: empty files.
+        lists: Whether the lists of each class are written.
+        xml: Whether the annotations are.
+    """
+    folder = root / "VOCdevkit" / f"VOC{year}"
+    found, start = [], 5
+    for split, given in (("trainval", train), ("test", test)):
+        values = label_values(len(classes), given) if isinstance(given, int) else given
+        names = [f"{start + i:06d}" for i in range(len(values))]
+        start += len(values)
+        order = range(len(values))[::-1]  # not sorted
+        files = {f"ImageSets/Main/{split}.txt": "".join(f"{names[i]}\n" for i in order).encode()}
+        for column, name in enumerate(classes) if lists else ():
+            text = "".join(f"{names[i]} {values[i, column]:2d}\n" for i in order)
+            files[f"ImageSets/Main/{name}_{split}.txt"] = text.encode()
+        images = make_mosaics(values, size, seed=len(found)) if size else None
+        for i, name in enumerate(names):
+            files[f"JPEGImages/{name}.jpg"] = b"" if images is None else jpeg(images[i])
+            if xml:
+                files[f"Annotations/{name}.xml"] = _voc_xml(name, values[i], classes)
+        write_files(folder, files)
+        found += [names, values]
+    return WrittenLabels(*found)
+
+
+def _voc_xml(name: str, values: np.ndarray, classes: Sequence[str]) -> bytes:
+    part = "<part><name>head</name></part>"  # is no object
+    objects = [
+        f"<object><name>{classes[column]}</name><difficult>{difficult}</difficult>{part}</object>"
+        for column in np.flatnonzero(values >= 0)
+        for difficult in ((1, 0) if values[column] == 1 else (1, 1))
+    ]
+    return f"<annotation><filename>{name}.jpg</filename>{''.join(objects)}</annotation>".encode()
+
+
+def write_coco(
+    root: Path,
+    train: int | np.ndarray = 2,
+    test: int | np.ndarray = 1,
+    classes: Sequence[str] = _names.COCO,
+    year: int = 2014,
+    size: int = 16,
+) -> WrittenLabels:
+    """`annotations/instances_{train,val}<year>.json` and a JPEG for each image; arguments as of `write_voc`.
+
+    Category numbers have gaps and do not follow the names; images are not listed by id.
+    """
+    found = []
+    categories = [{"id": 3 * (len(classes) - i), "name": name, "supercategory": "x"} for i, name in enumerate(classes)]
+    for split, given in (("train", train), ("val", test)):
+        values = label_values(len(classes), given) if isinstance(given, int) else given
+        ids = [10 * i + 7 for i in range(len(values))]
+        names = [f"COCO_{split}{year}_{i:012d}.jpg" for i in ids]
+        listed = [{"id": i, "file_name": n, "height": 1, "width": 2} for i, n in zip(ids, names, strict=True)]
+        annotations = [
+            {
+                "id": int(row * len(classes) + column),
+                "image_id": ids[row],
+                "category_id": categories[column]["id"],
+                "iscrowd": int(values[row, column] == 0),
+                "bbox": [0.5, 1.25, 2.0, 3.0],
+                "segmentation": [[0.5, 1.25, 2.0, 3.0]],
+            }
+            for row, column in np.argwhere(values >= 0)
+        ]
+        content = {
+            "info": {"year": year, "contributor": "ü [{,"},
+            "images": listed[::-1],
+            "licenses": [],
+            "annotations": annotations,
+            "categories": categories,
+        }
+        files = {f"annotations/instances_{split}{year}.json": json.dumps(content).encode()}
+        images = make_mosaics(values, size, seed=len(found)) if size else None
+        for i, name in enumerate(names):
+            files[f"{split}{year}/{name}"] = b"" if images is None else jpeg(images[i])
+        write_files(root, files)
+        found += [names, values]
+    return WrittenLabels(*found)
+
+
 # ---------------------------------------------------------------------- image folders, lists
 
 

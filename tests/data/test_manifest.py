@@ -1,4 +1,5 @@
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -116,7 +117,11 @@ def changed(index, **values):
             ValueError,
             "'images/train_0.png' is 'dog' in train, but 'bee' .* row 1",
         ),
-        (lambda rows: [row.update(labels="") for row in rows] and rows[2].update(labels="a;b"), ValueError, "`labels`"),
+        (
+            lambda rows: [row.update(labels="") for row in rows] and rows[2].update(labels="a;b"),
+            ValueError,
+            "has `labels`, and the rows before it have `label`; expected the same in all",
+        ),
     ],
 )
 def test_wrong_row_is_named(tmp_path, change, error, message, suffix):
@@ -147,11 +152,11 @@ def test_image_in_two_splits_is_refused(tmp_path):
         ('{"label": "cat", "split": "train"}', "row 2: `image` is None"),
         ('{"image": "images/train_1.png", "label": 1.5, "split": "train"}', "row 2: `label` is 1.5"),
         ('{"image": "images/train_1.png", "label": true, "split": "train"}', "row 2: `label` is True"),
-        ('{"image": "images/train_1.png", "label": ["cat", "dog"], "split": "train"}', "row 2: `labels` gives several"),
         (
-            '{"image": "images/train_1.png", "labels": ["cat", "dog"], "split": "train"}',
-            "row 2: `labels` gives several",
+            '{"image": "images/train_1.png", "label": ["cat", "dog"], "split": "train"}',
+            r"row 2: `label` is \['cat', 'dog'\]; expected one label, or a list of them under `labels`",
         ),
+        ('{"image": "images/train_1.png", "labels": ["cat", "dog"], "split": "train"}', "row 2: has `labels`, and the"),
     ],
 )
 def test_wrong_json_row_is_named(tmp_path, line, message):
@@ -237,3 +242,58 @@ def test_real_pictures_of_imagenet_esc(tmp_path):
     data = loaded(write_rows(tmp_path / "list.csv", rows), num_tasks=None, base=2, increment=5)
     assert data.num_classes == 17
     assert len(data.split("train")) + len(data.split("test")) == len(rows)
+
+
+def write_multi(root, suffix, separator="|"):
+    """The list of `write_manifest` with up to three labels for each image, and what they are."""
+    path, _ = write_manifest(root, val=1)
+    names, rows, expected = ("bee", "cat", "dog", "eel"), rows_of(path), {}
+    for i, row in enumerate(rows):
+        labels = sorted({row.pop("label"), *([names[(i + 1) % 4]] if i % 2 else []), *(["cat"] if i % 5 == 0 else [])})
+        labels = [] if i == 3 else labels
+        expected[row["image"]] = labels
+        row["labels"] = labels if suffix == ".jsonl" else separator.join(labels)
+    return write_rows(root / f"multi{suffix}", rows), expected
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", "|"), (".csv", " ; "), (".jsonl", "")])
+def test_several_labels_make_a_multi_label_stream(tmp_path, suffix, separator, in_memory):
+    path, expected = write_multi(tmp_path, suffix, separator)
+    data = ManifestTasks(path, num_tasks=2, class_order="sorted", image_size=32, in_memory=in_memory, num_workers=0)
+    paths = list(data.files["train"].paths)
+    data.setup("fit")
+    assert data.label_kind == "multi"
+    assert data.class_names == ["bee", "cat", "dog", "eel"]
+    truth = [[name in expected[p[p.index("images/") :]] for name in data.class_names] for p in paths]
+    assert data.split("train").targets.tolist() == truth
+    kept = range(len(paths) - 4)  # the val images come last
+    data.set_stage(data.tasks[1], Stage("train", 1), 0)
+    assert data.stage_indices().tolist() == [i for i in kept if truth[i][2] or truth[i][3]]
+    batch = next(iter(data.train_dataloader()))
+    assert not batch["target"][:, :2].any()
+    assert batch["known"].sum(0).tolist() == [0, 0] + [len(batch["index"])] * 2
+
+
+def test_single_label_methods_see_a_list_with_an_empty_column_of_labels_as_before(tmp_path):
+    path, _ = write_manifest(tmp_path)
+    rows = [{**row, "labels": ""} for row in rows_of(path)]
+    assert ManifestTasks(write_rows(path, rows), num_tasks=2).label_kind == "single"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed(2, label="cat"), r"row 3: has `label` \('cat'\) and `labels` \(\['dog'\]\); expected one of them"),
+        (changed(2, labels=None, label="cat"), r"row 3: has `label`, and the rows before it have `labels`"),
+        (changed(2, labels=["cat", 1.5]), r"row 3: `labels` is \['cat', 1.5\]; expected class names"),
+        (changed(2, labels="cat||dog"), r"row 3: `labels` is 'cat\|\|dog'; expected class names"),
+        (changed(2, image="images/train_0.png"), r"row 3: .* is \['dog'\] in train, but \['bee', 'cat'\] in train in"),
+    ],
+)
+def test_wrong_row_of_several_labels_is_named(tmp_path, change, message):
+    path, _ = write_multi(tmp_path, ".jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    with pytest.raises(ValueError, match=message):
+        ManifestTasks(write_rows(path, rows), num_tasks=2)

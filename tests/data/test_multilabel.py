@@ -118,17 +118,36 @@ def test_ranks_share_the_test_images_without_padding():
     assert sorted(found) == list(range(6))
 
 
-def test_held_out_images_are_one_validation_loader_and_no_class_loses_its_last_image():
-    data = loaded(2, val_fraction=0.5, batch_size=1)
+def test_held_out_images_are_one_validation_loader():
+    data = loaded(1, val_fraction=0.5, batch_size=1)
     train, held = data._train_indices.tolist(), data._val_indices.tolist()
     assert held
     assert sorted(train + held) == list(range(10))
-    assert set("".join(LABELS[True][i] for i in train)) == set("abcde")
     (loader,) = data.val_dataloader()
     batch = whole(loader)
-    assert batch["index"].tolist() == [i for i in held if LABELS[True][i]]
-    assert batch["known"].all()
+    assert batch["index"].tolist() == [i for i in held if set(LABELS[True][i]) & set("dae")]
+    assert torch.equal(batch["target"], truth(batch["index"].tolist(), "dae"))
+    assert torch.equal(batch["known"].all(0), torch.tensor([True] * 3 + [False] * 2))
     assert not set(whole(data.train_dataloader())["index"].tolist()) & set(held)
+
+
+def test_no_class_loses_its_last_training_image():
+    for seed in range(30):
+        data = loaded(val_fraction=0.7, split_seed=seed)
+        train = data._train_indices.tolist()
+        assert set("".join(LABELS[True][i] for i in train)) == set("abcde")
+        assert len(data._val_indices) >= 3
+
+
+def test_a_stages_holdout_divides_the_tasks_images():
+    options = {"batch_size": 1}
+    everything = loaded(0, **options).stage_indices().tolist()
+    kept, held_out = (
+        loaded(0, Stage("s", 1, data=part, holdout=0.3), **options).stage_indices().tolist()
+        for part in ("task", "held_out")
+    )
+    assert len(held_out) == round(0.3 * len(everything))
+    assert sorted(kept + held_out) == everything
 
 
 def test_members_bring_images_into_a_task_without_a_label():

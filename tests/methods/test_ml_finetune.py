@@ -1,15 +1,21 @@
-"""`MLFineTune`: the loss of the current task's labels, and the classes of old tasks that it forgets."""
+"""`MLFineTune`: the loss of the current task's labels alone; that it forgets, `test_multilabel.py` measures."""
 
-from pathlib import Path
+from typing import Any
+
+import pytest
 
 from lightning_cil.methods import MLFineTune
-from tests.methods.test_multilabel import adam, digits
-from tests.streams import fit, make, results
+from tests.losses.test_asymmetric import GOLDEN
+from tests.methods.test_ml_kd import alone
+from tests.methods.test_rebll import method
+from tests.streams import make
 
 
-def test_it_learns_the_new_classes_and_forgets_the_old_ones(tmp_path: Path) -> None:
-    trainer = fit(tmp_path, make(MLFineTune, epochs=6, optimizer=adam), digits(train_images=300))
-    matrix = results(trainer)["matrix"]["task_il"]
-    assert min(matrix[i][i] for i in range(3)) > 0.7
-    assert matrix[2][0] < matrix[0][0] - 0.1
-    assert results(trainer)["multilabel"]["AF"] > 0.1
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_loss_is_the_golden_one(reduction: Any) -> None:
+    found = method(MLFineTune, [4, 2], reduction=reduction).training_step(alone(), 0)
+    assert found.item() == pytest.approx(GOLDEN[reduction]["bce"], abs=1e-6)
+
+
+def test_it_needs_no_callback() -> None:
+    assert make(MLFineTune).required_callbacks() == []
