@@ -106,10 +106,11 @@ def test_thresholds_meet_what_is_expected(tmp_path: Path, density):
 
 
 def test_it_remembers(tmp_path: Path):
-    data = digits(train_images=400, batch_size=16)
-    found = results(fit(tmp_path, make(KRT, epochs=5, **SMALL), data))["multilabel"]
-    assert found["mAP_last"] > 0.5
-    assert found["AF"] < 0.3
+    data = digits(train_images=200, batch_size=8)
+    found = results(fit(tmp_path, make(KRT, epochs=4, **SMALL), data))
+    assert found["matrix"]["task_il"][0][0] > 0.6  # a guess: 0.36
+    assert found["multilabel"]["mAP_last"] > 0.4  # MLFineTune: 0.36 after 6 epochs of 300 images
+    assert found["multilabel"]["AF"] < 0.2
 
 
 def test_bad_input_is_named():
