@@ -41,7 +41,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -159,6 +159,12 @@ class Cell:
             and all(name in run.settings and run.settings[name] == value for name, value in wanted.items())
         )
 
+    def runs(self, groups: Iterable[Group]) -> list[Group]:
+        """Its runs, named as the row; with what tells them apart where they are of several settings."""
+        found = [group for group in groups if self.fits(group)]
+        details = [group.label.removeprefix(self.method) if len(found) > 1 else "" for group in found]
+        return [replace(g, label=f"{self.name}{detail}") for g, detail in zip(found, details, strict=True)]
+
 
 @dataclass(frozen=True)
 class PaperTable:
@@ -246,12 +252,9 @@ class Paper:
         columns = [column for score in table.scores for column in _columns(score)]
         rows = []
         for cell in table.of(protocol):
-            found: list[Group | None] = [group for group in groups if cell.fits(group)]
-            for group in found or NOTHING:
+            for group in cell.runs(groups) or NOTHING:
                 stats = [stat for score in table.scores for stat in _stats(cell, score, group)]
-                detail = group.label.removeprefix(cell.method).strip() if group and len(found) > 1 else ""
-                label = f"{cell.name} {detail}".strip()
-                n = len(group.runs) if group else 0
+                label, n = (cell.name, 0) if group is None else (group.label, len(group.runs))
                 rows.append(Row(label, protocol.title, n, group is None or group.complete, tuple(stats)))
         notes = [*table.warnings, *([NO_RUN] if any(row.n == 0 for row in rows) else [])]
         short = table.name if len(table.protocols) == 1 else f"{table.name}_{protocol.config}"
@@ -265,8 +268,7 @@ class Paper:
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow([*names, "score", "value", "std", "n", "runs", "command"])
         for table, cell in self.cells:
-            found: list[Group | None] = [group for group in groups if cell.fits(group)]
-            for group in found or NOTHING:
+            for group in cell.runs(groups) or NOTHING:
                 for score in table.scores:
                     theirs, *ours = _stats(cell, score, group)
                     for name, our in zip(score.ours, ours, strict=True):
@@ -282,8 +284,7 @@ class Paper:
         for figure in self.figures:
             places = [(self.tables[name], p) for name in figure.tables for p in self.tables[name].protocols]
             for table, protocol in places:
-                cells = table.of(protocol, figure.memory)
-                drawn = [g for g in groups if any(cell.fits(g) for cell in cells)]
+                drawn = [g for cell in table.of(protocol, figure.memory) for g in cell.runs(groups)]
                 if not drawn:
                     continue
                 name = f"{self.name}_{figure.name}"
