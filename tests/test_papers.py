@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_cil.data.splits import parse_protocol, task_sizes
 from lightning_cil.report.groups import Group
-from lightning_cil.report.paper import MEMORY_OPTION, Cell, Paper, paper_names, read_paper
+from lightning_cil.report.paper import Cell, Paper, paper_names, read_paper
 from lightning_cil.report.runs import read_run
 from tests.test_configs import TINY_DATA, shortened
 
@@ -21,6 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPERS = {name: read_paper(name) for name in paper_names()}
 
 Case = tuple[Paper, Cell]
+
+TINY_METHOD = {
+    "NFLPlus": ["--model.init_args.holdout", 0.5],  # one of the two images of a class
+    "KRT": ["--model.init_args.positions", 16, "--model.init_args.width", 32],
+    "L2P": ["--model.init_args.backbone", "test_vit", "--data.init_args.image_size", 160],
+}
+"""Class of a method -> options with which it runs on tiny images."""
 
 
 def readme(paper: Paper) -> str:
@@ -84,6 +92,14 @@ def config(path: str) -> dict:
     return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
 
 
+def sizes(arguments: dict, num_classes: int) -> list[int]:
+    """Classes of each task, as a protocol's config describes them."""
+    if "protocol" in arguments:
+        base, increment = parse_protocol(arguments["protocol"])
+        return task_sizes(num_classes, base=base, increment=increment)
+    return task_sizes(num_classes, num_tasks=arguments["num_tasks"])
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """`tiny(data)`: options that read tiny data of a data set's class, written once."""
@@ -108,11 +124,11 @@ def test_cells_are_what_their_configs_say(paper):
         method, protocol = map(config, cell.configs(paper.examples))
         assert method["model"]["class_path"].rpartition(".")[2] == cell.method
         assert protocol["data"]["class_path"].rpartition(".")[2] == cell.protocol.data
-        assert protocol["data"]["init_args"]["num_tasks"] == len(cell.protocol.task_sizes)
+        assert sizes(protocol["data"]["init_args"], sum(cell.protocol.task_sizes)) == list(cell.protocol.task_sizes)
         callbacks = method.get("trainer", {}).get("callbacks", [])
         memories = [c["class_path"] == "ReplayBuffer" for c in callbacks]
         assert memories[-1:] == ([True] if cell.memory else []), f"{cell.config}: the last callback is the memory"
-        assert cell.options.get(MEMORY_OPTION) == cell.memory
+        assert cell.options.get(cell.memory_option) == cell.memory
 
 
 @pytest.mark.parametrize("case", RUN, ids=case_id)
@@ -120,15 +136,16 @@ def test_a_pair_of_configs_runs(case, tiny, run_cli, tmp_path):
     paper, cell = case
     arguments = [*cell.arguments(paper.examples), *tiny(cell.protocol.data)]
     arguments += shortened(tuple(ROOT / path for path in cell.configs(paper.examples)))
-    if cell.method == "NFLPlus":
-        arguments += ["--model.init_args.holdout", 0.5]  # one of the two images of a class
+    arguments += TINY_METHOD.get(cell.method, [])
     arguments += ["--trainer.default_root_dir", tmp_path / "runs", "--trainer.accelerator", "cpu"]
-    arguments += ["--trainer.devices", 1, "--trainer.enable_progress_bar", "false", "--stop_after_task", 1]
+    arguments += ["--trainer.devices", 1, "--trainer.enable_progress_bar", "false"]
+    if cell.method != "MLJoint":  # it learns in the last task
+        arguments += ["--stop_after_task", 1]
     code, _, stderr = run_cli(*arguments)
     assert code == 0, stderr
     (file,) = (tmp_path / "runs").glob("*/results.json")
     run = read_run(file)
-    assert run.tasks_done == 2
+    assert run.tasks_done == (run.num_tasks if cell.method == "MLJoint" else 2)
     if cell.protocol.data == "SplitImageNet":  # tiny data of 10 classes
         assert run.task_sizes == (1,) * len(cell.protocol.task_sizes)
         cell = dataclasses.replace(cell, protocol=dataclasses.replace(cell.protocol, task_sizes=run.task_sizes))
@@ -141,9 +158,9 @@ def test_other_options_are_taken(case, run_cli):
     code, stdout, stderr = run_cli(*cell.arguments(paper.examples), "--print_config")
     assert code == 0, stderr
     found = yaml.safe_load(stdout)
-    assert found["model"]["init_args"]["scenario"] == cell.scenario
+    assert found["model"]["init_args"].get("scenario", cell.scenario) == cell.scenario
     if cell.memory:
-        assert found["trainer"]["callbacks"][-1]["init_args"]["total"] == cell.memory
+        assert found["trainer"]["callbacks"][-1]["init_args"][cell.budget] == cell.memory
 
 
 if __name__ == "__main__" and "--write" in sys.argv:

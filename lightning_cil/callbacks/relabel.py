@@ -102,7 +102,7 @@ class OnlineRelabel(StreamCallback):
             if network is None:
                 raise RuntimeError("`OnlineRelabel` needs the old model, and `Teacher` has none for this task.")
             network.to(module.device)
-            wanted = index[rows].unique()
+            wanted = torch.unique(index[rows])
             outputs, found = run_over(trainer, network, network, datamodule.eval_loader(wanted))
             logits = _wide(outputs, known.shape[1])[torch.searchsorted(found, index[rows])]
             self._fill(store, rows, where[rows], logits)
@@ -240,5 +240,5 @@ def _wide(logits: Tensor, classes: int) -> Tensor:
 
 
 def _batches(images: Tensor, rows: Tensor) -> Iterator[list[Tensor]]:
-    for part in rows.split(BATCH_SIZE):
+    for part in torch.split(rows, BATCH_SIZE):
         yield [images[part], part]

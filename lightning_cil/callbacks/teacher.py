@@ -132,7 +132,9 @@ class Teacher(StreamCallback):
             sizes = [len(i) for i in images]
             if self.outputs:
                 for name, value in self._outputs_of(trainer, torch.cat(images)).items():
-                    batch.update(zip((f"teacher_{name}", f"replay_teacher_{name}"), value.split(sizes), strict=False))
+                    batch.update(
+                        zip((f"teacher_{name}", f"replay_teacher_{name}"), torch.split(value, sizes), strict=False)
+                    )
                 return
             logits = torch.split(self.logits(trainer, torch.cat(images)), sizes)
             self._add(batch, logits[0])

@@ -1,14 +1,18 @@
 """The papers' methods, one file each."""
 
 from lightning_cil.methods._multilabel import MultiLabelModule
+from lightning_cil.methods.agcn import AGCN
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.methods.coil import Coil
+from lightning_cil.methods.csc import CSC
 from lightning_cil.methods.derpp import DERPlusPlus
 from lightning_cil.methods.er import ER
 from lightning_cil.methods.finetune import FineTune
 from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
+from lightning_cil.methods.krt import KRT
+from lightning_cil.methods.l2p import L2P
 from lightning_cil.methods.lwf import LwF
 from lightning_cil.methods.memo import MEMO
 from lightning_cil.methods.ml_derpp import MLDERPlusPlus
@@ -17,12 +21,17 @@ from lightning_cil.methods.ml_finetune import MLFineTune
 from lightning_cil.methods.ml_joint import MLJoint
 from lightning_cil.methods.ml_kd import MLKD
 from lightning_cil.methods.ml_lwf import MLLwF
+from lightning_cil.methods.ml_podnet import MLPODNet
 from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
 from lightning_cil.methods.rebll import RebLL
 
 __all__ = [
+    "AGCN",
+    "CSC",
     "ER",
+    "KRT",
+    "L2P",
     "MEMO",
     "MLER",
     "MLKD",
@@ -39,6 +48,7 @@ __all__ = [
     "MLFineTune",
     "MLJoint",
     "MLLwF",
+    "MLPODNet",
     "MultiLabelModule",
     "NFLPlus",
     "RebLL",

@@ -6,6 +6,7 @@ https://github.com/witdsl/KRT-MLCIL, and CSC, https://github.com/Kaile-Du/CSC.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lightning_cil.losses import Reduction, binary_distillation, known_bce
+from lightning_cil.losses import Reduction, asymmetric_focal_loss, binary_distillation, known_bce
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.metrics import (
     MultiLabelScores,
@@ -25,13 +26,14 @@ from lightning_cil.metrics import (
     summarise_scores,
     threshold_sweep,
 )
-from lightning_cil.networks import Backbone
+from lightning_cil.networks import Backbone, ClassGCN, GraphNorm, MapBackbone, feature_width
 from lightning_cil.types import Batch, LabelKind, Scenario, Stage, Task
 
 CHECKPOINT_KEY = "lightning_cil.MultiLabelModule"
 EXEMPLARS_PER_CLASS = 2
 """RebLL's on VOC; 5 on COCO."""
 ONE_CYCLE_WARM_UP = 0.2
+SUMMED_BATCH = 64
 HEADLINES = ("CF1", "OF1", "FPR", "precision", "recall")
 FORMULAS = {
     "mAP_last": "mean over the classes seen of AP_c, after the last task, on the test images that have one of them",
@@ -107,6 +109,11 @@ class MultiLabelModule(IncrementalModule):
         self._evaluations: list[dict[str, Any] | None] = []
         self._latest: dict[str, Any] = {}
 
+    def use_class_graph(self, width: int, norm: GraphNorm) -> None:
+        """Put CSC's graph in the place of pooling and linear head; called at the end of `__init__`."""
+        self.backbone = MapBackbone(self.backbone)
+        self.head = ClassGCN(feature_width(self.backbone), width, norm)  # type: ignore[assignment]
+
     # ------------------------------------------------------------------ training
 
     @abstractmethod
@@ -124,8 +131,10 @@ class MultiLabelModule(IncrementalModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | dict[str, Tensor]:
         """The sum of `terms`, from one forward for current images and exemplars."""
-        logits, replay_logits = self.logits_together(batch)
-        terms = self.terms(batch, logits, replay_logits)
+        return self.loss_of(self.terms(batch, *self.logits_together(batch)))
+
+    def loss_of(self, terms: dict[str, Tensor]) -> Tensor:
+        """Log the terms; their sum."""
         self.log_terms(**terms)
         return torch.stack(list(terms.values())).sum()
 
@@ -138,8 +147,7 @@ class MultiLabelModule(IncrementalModule):
 
     def precise_logits(self, image: Tensor) -> Tensor:
         """Logits `[B, seen]`, at least float32: losses are computed in full precision."""
-        logits: Tensor = self(image)
-        return logits.float() if logits.dtype.itemsize < torch.float32.itemsize else logits
+        return precise(self(image))
 
     def known_bce(self, batch: Batch, logits: Tensor) -> Tensor:
         """L_bce: binary cross-entropy over the labels of the batch that are known."""
@@ -152,6 +160,14 @@ class MultiLabelModule(IncrementalModule):
             return None
         teacher = batch["teacher_logits"].to(logits.dtype)
         return binary_distillation(logits[:, : teacher.shape[1]], teacher, self.reduction)
+
+    def beside_sum(self, weight: float) -> float:
+        """A term's weight for our reduction, given the one beside a loss that is summed over classes and 64 images.
+
+        KRT and PODNet are published in these units. Steps of Adam do not change with the scale of all terms together.
+        """
+        assert self.task is not None
+        return weight / SUMMED_BATCH / (self.task.num_seen if self.reduction == "mean" else 1)
 
     def stages(self, task: Task) -> list[Stage]:
         """One stage on the task's data, with the learning rate of later tasks where there is one."""
@@ -352,6 +368,30 @@ class MultiLabelModule(IncrementalModule):
         saved = checkpoint.get(CHECKPOINT_KEY)
         if saved is not None:
             self._evaluations, self._latest = list(saved["evaluations"]), dict(saved["latest"])
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """At least float32: losses are computed in full precision."""
+    return tensor.float() if tensor.dtype.itemsize < torch.float32.itemsize else tensor
+
+
+def asymmetric_loss(
+    reduction: Reduction, gamma_negative: float, gamma_positive: float, clip: float
+) -> Callable[..., Tensor]:
+    """`asymmetric_focal_loss` with its settings.
+
+    Raises:
+        ValueError: For a setting out of range.
+    """
+    loss = partial(
+        asymmetric_focal_loss,
+        gamma_negative=gamma_negative,
+        gamma_positive=gamma_positive,
+        clip=clip,
+        reduction=reduction,
+    )
+    loss(torch.zeros(1, 1), torch.zeros(1, 1))
+    return loss
 
 
 def _with_lr(make: OptimizerCallable, lr: float, params: Any) -> Optimizer:

@@ -106,8 +106,21 @@ class IncrementalModule(LightningModule, ABC):
 
     def features(self, image: Tensor) -> Tensor:
         """Map images to `[B, num_features]`."""
+        out: Tensor = self.through_backbone(image)
+        return out
+
+    def through_backbone(self, image: Tensor, **options: bool) -> Any:
+        """What the backbone makes of images `[B, channels, height, width]`.
+
+        Args:
+            image: float.
+            options: The backbone's own, such as `stages` of `MapBackbone`.
+
+        Raises:
+            ValueError: For images with another number of channels.
+        """
         try:
-            out: Tensor = self.backbone(image)
+            return self.backbone(image, **options)
         except RuntimeError as error:
             if image.ndim != 4 or "channels" not in str(error):
                 raise
@@ -115,7 +128,6 @@ class IncrementalModule(LightningModule, ABC):
                 f"The images have {image.shape[1]} channel(s), and the backbone expects another number ({error}). Give "
                 f"`model.backbone.in_channels={image.shape[1]}`."
             ) from error
-        return out
 
     def forward(self, image: Tensor) -> Tensor:
         """Map float images `[B, channels, height, width]` to the logits `[B, seen]` of all classes seen."""

@@ -19,7 +19,8 @@ its full size from the first task on, an image that recurs in another task is an
 dedupe)`), current images and exemplars go through the network together, and exemplars are augmented. The sentence after
 Eq. 9 says that λ_akd weighs L_akd; the equation, which is followed, has it at L_cls.
 
-The tables' rows: table 4: `classification`, `distillation`; table 5: `memory`; table 6: `fixed_exponent`.
+The tables' rows: table 4: `classification`, `distillation`; table 5: `memory`; table 6: `fixed_exponent`; table
+3: `network='gcn'`.
 """
 
 from typing import Literal
@@ -32,12 +33,13 @@ from torch import Tensor, nn
 from lightning_cil.callbacks import OnlineRelabel, ReplayBuffer, Teacher
 from lightning_cil.losses import Reduction, decay_exponent, known_bce, negative_decay_bce, positive_decay_bce
 from lightning_cil.methods._multilabel import EXEMPLARS_PER_CLASS, MultiLabelModule
-from lightning_cil.networks import Backbone
+from lightning_cil.networks import Backbone, GraphNorm
 from lightning_cil.types import Batch, Stage, Task
 
 Classification = Literal["bce", "cls"]
 Distillation = Literal["none", "kd", "akd"]
 Memory = Literal["none", "replay_bce", "or_bce", "or_er"]
+Network = Literal["cnn", "gcn"]
 
 
 class RebLL(MultiLabelModule):
@@ -64,6 +66,10 @@ class RebLL(MultiLabelModule):
         detach_focal: Whether the decay factors count as constants in the gradient.
         relabel_threshold: See `OnlineRelabel`.
         relabel_quota: See `OnlineRelabel`.
+        network: `cnn`: pooled features and a linear head; `gcn`: the class graph of CSC over the backbone's maps, the
+            row "GCN" of table 3.
+        graph_width: Width of the graph's class vectors.
+        graph_norm: `batch` or `layer`, see `CSC`.
 
     Raises:
         ValueError: For an unknown term or a number out of range.
@@ -90,6 +96,9 @@ class RebLL(MultiLabelModule):
         detach_focal: bool = False,
         relabel_threshold: float = 0.5,
         relabel_quota: float | None = None,
+        network: Network = "cnn",
+        graph_width: int = 1024,
+        graph_norm: GraphNorm = "batch",
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -112,6 +121,10 @@ class RebLL(MultiLabelModule):
                 f"got `alpha={alpha}`, `beta={beta}`, `fixed_exponent={fixed_exponent}`, `lambda_er={lambda_er}`, "
                 f"`lambda_akd={lambda_akd}`; expected numbers of at least 0, and `lambda_akd` in [0, 1]."
             )
+        if network not in ("cnn", "gcn"):
+            raise ValueError(f"`network={network!r}`: expected 'cnn' or 'gcn'.")
+        if network == "gcn":
+            self.use_class_graph(graph_width, graph_norm)
         self.classification = classification
         self.distillation = distillation
         self.memory = memory

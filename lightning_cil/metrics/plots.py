@@ -27,12 +27,15 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def plot_task_matrix(matrix: Sequence[Sequence[float | None]], ax: "Axes | None" = None) -> tuple["Figure", "Axes"]:
-    """Draw the accuracy on every task after every task as a heat map, with values in percent up to 20 tasks.
+def plot_task_matrix(
+    matrix: Sequence[Sequence[float | None]], ax: "Axes | None" = None, score_name: str = "accuracy"
+) -> tuple["Figure", "Axes"]:
+    """Draw a score on every task after every task as a heat map, with values in percent up to 20 tasks.
 
     Args:
         matrix: `T×T` fractions in [0, 1]; `None` or NaN where not evaluated, which stays empty.
         ax: Where to draw; by default in a new figure.
+        score_name: What the axes call it.
 
     Returns:
         Figure and axes.
@@ -50,9 +53,9 @@ def plot_task_matrix(matrix: Sequence[Sequence[float | None]], ax: "Axes | None"
     ticks = range(0, size, max(1, -(-size // 20)))
     ax.set_xticks(ticks, [str(i + 1) for i in ticks])
     ax.set_yticks(ticks, [str(i + 1) for i in ticks])
-    ax.set_xlabel("accuracy on task")
+    ax.set_xlabel(f"{score_name} on task")
     ax.set_ylabel("after learning task")
-    fig.colorbar(image, ax=ax, label="accuracy (%)", shrink=0.8)
+    fig.colorbar(image, ax=ax, label=f"{score_name} (%)", shrink=0.8)
     if size <= WIDEST_WITH_VALUES:
         for i, j in np.argwhere(~np.isnan(values)):
             value = values[i, j]

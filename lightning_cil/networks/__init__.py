@@ -3,13 +3,14 @@
 from lightning_cil.networks.autoencoder import Autoencoder
 from lightning_cil.networks.backbones import create_backbone, feature_width, load_weights
 from lightning_cil.networks.bias_correction import BiasCorrection
-from lightning_cil.networks.class_gcn import ClassGCN
+from lightning_cil.networks.class_gcn import ClassGCN, GraphNorm
 from lightning_cil.networks.class_vectors import class_vectors
 from lightning_cil.networks.counters import StepCounter, merge_counters
 from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.frozen_copies import FrozenCopies
 from lightning_cil.networks.fusion import AAVFM, ConcatFusion
 from lightning_cil.networks.growing_list import GrowingList
+from lightning_cil.networks.growing_network import GrowingNetwork
 from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
 from lightning_cil.networks.label_correlation import CorrelationRule
 from lightning_cil.networks.label_graph import LabelGraph
@@ -19,6 +20,7 @@ from lightning_cil.networks.mife import MIFE, Mixtures
 from lightning_cil.networks.moe_lora import MoEAdapter
 from lightning_cil.networks.peft_format import load_peft, save_peft
 from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool
+from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool, transformer_width
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.router_selectors import RouterSelector, make_router_selector
 from lightning_cil.networks.sharding import copy_unsharded, shard_children, unsharded
@@ -40,7 +42,9 @@ __all__ = [
     "CorrelationRule",
     "CosineHead",
     "FrozenCopies",
+    "GraphNorm",
     "GrowingList",
+    "GrowingNetwork",
     "LabelGraph",
     "LinearHead",
     "MapBackbone",
@@ -70,5 +74,6 @@ __all__ = [
     "set_trainable",
     "shard_children",
     "split_backbone",
+    "transformer_width",
     "unsharded",
 ]

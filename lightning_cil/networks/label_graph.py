@@ -84,25 +84,28 @@ class LabelGraph(GrowingNetwork):
         old = target.new_zeros(len(target), 0) if teacher_logits is None else teacher_logits
         return correlation_counts(target, old)
 
+    @torch.no_grad()
     def count(self, counts: Tensor) -> None:
-        """Add counts and make the matrix anew."""
-        self.counts = self.counts + counts
+        """Add counts and make the matrix anew, in place: under DDP the buffers stay those that it knows."""
+        self.counts += counts
         old = len(self.matrix) - self.counts.shape[1] + 1
-        self.matrix = augmented_matrix(self.matrix[:old, :old], self.counts, self.rule)
+        self.matrix.copy_(augmented_matrix(self.matrix[:old, :old].clone(), self.counts, self.rule))
 
-    def set_vectors(self, vectors: Tensor) -> None:
-        """Take word vectors for the newest task's classes.
+    @torch.no_grad()
+    def set_vectors(self, task: int, vectors: Tensor) -> None:
+        """Take word vectors for a task's classes.
 
         Args:
-            vectors: float `[new, vector_size]`.
+            task: Its index.
+            vectors: float `[classes of the task, vector_size]`.
 
         Raises:
             ValueError: For another shape.
         """
-        expected = [self._task_sizes[-1] if self._task_sizes else 0, self.vector_size]
+        expected = [self._task_sizes[task], self.vector_size]
         if list(vectors.shape) != expected:
             raise ValueError(f"Got word vectors of shape {list(vectors.shape)}, expected {expected}.")
-        self.vectors = torch.cat([self.vectors[: -expected[0]], vectors.to(self.vectors)])
+        self.vectors[self.task_slices()[task]] = vectors.to(self.vectors)
 
     def _grow(self, task: int, num_new: int) -> None:
         with torch.no_grad():

@@ -78,7 +78,7 @@ class PromptedTransformer(nn.Module):
 
     def __init__(self, transformer: nn.Module, pool: PromptPool) -> None:
         super().__init__()
-        check_transformer(transformer)
+        transformer_width(transformer)
         self.transformer = transformer.requires_grad_(False)
         self.pool = pool
         self.num_features = int(pool.prompts.shape[2])
@@ -112,7 +112,7 @@ class PromptedTransformer(nn.Module):
         return out
 
 
-def check_transformer(backbone: nn.Module) -> int:
+def transformer_width(backbone: nn.Module) -> int:
     """The width of a transformer that prompts can be put into.
 
     Raises:

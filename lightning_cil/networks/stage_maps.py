@@ -43,7 +43,8 @@ class MapBackbone(nn.Module):
             raise ValueError(f"MapBackbone got `output={output!r}`, expected 'last' or 'pooled'.")
         self.body = backbone
         self.output = output
-        self.num_features = feature_width(backbone) if output == "pooled" else map_channels(backbone)
+        channels = map_channels(backbone)
+        self.num_features = feature_width(backbone) if output == "pooled" else channels
         self.weights_sha256: str | None = getattr(backbone, "weights_sha256", None)
 
     def forward(self, image: Tensor, stages: bool = False) -> Any:

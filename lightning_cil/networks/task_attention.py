@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from lightning_cil.networks.growing_network import GrowingNetwork
 
 _TOKEN_STD = 0.02
-_WEIGHT_STD = 0.01
 
 
 class TaskAttention(GrowingNetwork):
@@ -38,6 +37,7 @@ class TaskAttention(GrowingNetwork):
         width: E, a multiple of `num_heads` (KRT: 384 for COCO, 768 for VOC).
         num_heads: Of the attention (KRT: 8).
         mlp_ratio: Width of the MLP's middle layer as a multiple of E (KRT: 4).
+        weight_std: Of the first weights, normal (KRT: 0.01; narrow tokens learn faster from larger ones).
         seed: Of new values.
 
     Raises:
@@ -51,17 +51,19 @@ class TaskAttention(GrowingNetwork):
         width: int = 384,
         num_heads: int = 8,
         mlp_ratio: float = 4.0,
+        weight_std: float = 0.01,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        if min(positions, width, num_heads) < 1 or width % num_heads or mlp_ratio <= 0:
+        if min(positions, width, num_heads) < 1 or width % num_heads or min(mlp_ratio, weight_std) <= 0:
             raise ValueError(
                 f"TaskAttention got `positions={positions}`, `width={width}`, `num_heads={num_heads}`, "
-                f"`mlp_ratio={mlp_ratio}`; expected numbers of at least 1, a width that is a multiple of the heads, "
-                "and a positive ratio."
+                f"`mlp_ratio={mlp_ratio}`, `weight_std={weight_std}`; expected numbers of at least 1, a width that is "
+                "a multiple of the heads, and the last two above 0."
             )
         self.width = width
         self.num_heads = num_heads
+        self.weight_std = weight_std
         self.project = nn.Linear(in_channels, width)
         self.position = nn.Parameter(torch.empty(positions, width))
         self.transfer = nn.Parameter(torch.empty(width))
@@ -77,7 +79,7 @@ class TaskAttention(GrowingNetwork):
         for token in (self.position, self.transfer):
             nn.init.trunc_normal_(token, std=_TOKEN_STD)
         for linear in (self.query, self.key, self.value, self.out, self.mlp[0], self.mlp[2]):
-            _draw_linear(linear, None)
+            _draw_linear(linear, weight_std, None)
 
     def forward(self, maps: Tensor, with_embeddings: bool = False) -> Any:
         """Compute the logits of all classes.
@@ -129,7 +131,8 @@ class TaskAttention(GrowingNetwork):
         return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
     def _grow(self, task: int, num_new: int) -> None:
-        self.tasks.append(_TaskPart(self.width, num_new, self.generator(task)).to(self.transfer).train(self.training))
+        part = _TaskPart(self.width, num_new, self.weight_std, self.generator(task))
+        self.tasks.append(part.to(self.transfer).train(self.training))
 
     def _shrink(self) -> None:
         self.tasks = nn.ModuleList()
@@ -141,16 +144,17 @@ class _TaskPart(nn.Module):
     Args:
         width: E.
         num_classes: Of the task.
+        weight_std: Of the classifier's first weights.
         generator: For the first values.
     """
 
-    def __init__(self, width: int, num_classes: int, generator: torch.Generator) -> None:
+    def __init__(self, width: int, num_classes: int, weight_std: float, generator: torch.Generator) -> None:
         super().__init__()
         self.token = nn.Parameter(torch.empty(width, device="cpu"))
         self.norm = nn.LayerNorm(width, device="cpu")
         self.linear = nn.Linear(width, num_classes, device="meta").to_empty(device="cpu")  # draws no random numbers
         nn.init.trunc_normal_(self.token, std=_TOKEN_STD, generator=generator)
-        _draw_linear(self.linear, generator)
+        _draw_linear(self.linear, weight_std, generator)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Map `[B, E]` to the logits of the task's classes."""
@@ -163,9 +167,9 @@ def _token(task: nn.Module) -> Tensor:
     return task.token
 
 
-def _draw_linear(linear: nn.Module, generator: torch.Generator | None) -> None:
-    """N(0, 0.01²) for weights, 0 for biases."""
+def _draw_linear(linear: nn.Module, std: float, generator: torch.Generator | None) -> None:
+    """N(0, std²) for weights, 0 for biases."""
     assert isinstance(linear, nn.Linear)
-    nn.init.normal_(linear.weight, std=_WEIGHT_STD, generator=generator)
+    nn.init.normal_(linear.weight, std=std, generator=generator)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)

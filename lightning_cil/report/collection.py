@@ -9,11 +9,12 @@ from lightning_cil.metrics.plots import figure_of, require_matplotlib
 from lightning_cil.report import figures
 from lightning_cil.report.files import STYLE, save
 from lightning_cil.report.groups import Group, group_runs, notes_of
+from lightning_cil.report.multilabel import make_multilabel_table
 from lightning_cil.report.page import Drawn, make_page
 from lightning_cil.report.paper import Paper, read_paper
 from lightning_cil.report.published import Published, read_published, unmatched
 from lightning_cil.report.records import curve_of, features_of, group_predictions
-from lightning_cil.report.runs import JOINT, Run, read_all, without_results
+from lightning_cil.report.runs import JOINTS, Run, read_all, without_results
 from lightning_cil.report.tables import Table, make_record_table, make_table, protocol_name, tables_csv
 from lightning_cil.types import SCENARIOS, Scenario
 
@@ -57,11 +58,10 @@ def load_runs(
     """
     bounds = read_all(joint)
     for run in bounds:
-        if run.method != JOINT or not run.complete:
-            what = (
-                f"a run of {run.method}" if run.method != JOINT else f"unfinished ({run.tasks_done} of {run.num_tasks})"
-            )
-            raise ValueError(f"`joint`: {run.path} is {what}, expected a finished run of the method {JOINT}.")
+        if not run.is_joint or not run.complete:
+            what = f"a run of {run.method}" if not run.is_joint else f"unfinished ({run.tasks_done} of {run.num_tasks})"
+            methods = " or ".join(JOINTS)
+            raise ValueError(f"`joint`: {run.path} is {what}, expected a finished run of the method {methods}.")
     runs = {run.path.resolve(): run for run in (*read_all(paths), *bounds)}
     if not runs:
         raise ValueError("`paths` names no run; expected at least one run folder.")
@@ -128,6 +128,10 @@ class Runs:
     def record_table(self, scenario: Scenario = "class_il") -> Table | None:
         """Recency bias, min-ACC, WC-ACC and stability gap, as far as records have them; `None` without any."""
         return make_record_table(self.groups, scenario)
+
+    def multilabel_table(self) -> Table | None:
+        """mAP, F1 and false positive rate of multi-label runs; `None` without any."""
+        return make_multilabel_table(self.groups)
 
     def paper_tables(self) -> list[Table]:
         """The paper's tables, its numbers beside ours; empty without a paper."""
@@ -264,6 +268,7 @@ class Runs:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         _remove_earlier(out / "figures")
         tables = [self.table(scenario) for scenario in SCENARIOS]
+        tables += [t for t in (self.multilabel_table(),) if t is not None]
         tables += [t for t in (self.record_table(scenario) for scenario in SCENARIOS) if t is not None]
         compared = self.paper_tables()
         pictured: dict[str, list[figures.Picture]] = {}

@@ -69,8 +69,9 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
             print(f"lightning-cil report: {error or type(error).__name__}", file=sys.stderr)
             print("(--debug shows where it happened)", file=sys.stderr)
         return 1
-    for scenario in SCENARIOS:
-        print(runs.table(scenario).markdown(formulas=False))
+    for table in (*(runs.table(scenario) for scenario in SCENARIOS), runs.multilabel_table()):
+        if table is not None:
+            print(table.markdown(formulas=False))
     for table in runs.paper_tables():
         if any(row.n for row in table.rows):
             print(table.markdown(formulas=False))

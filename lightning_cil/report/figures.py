@@ -75,7 +75,7 @@ def style_of(group: Group, position: int) -> Style:
 def draw_matrix(group: Group, scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
     """The mean accuracy matrix of a group as a heat map with values."""
     fig, ax = _new(ax, WIDTH, 4.2)
-    plot_task_matrix(group.matrix(scenario), ax)
+    plot_task_matrix(group.matrix(scenario), ax, group.first.score_name)
     ax.set_title(textwrap.fill(f"{_name(group)}, {SCENARIO_NAMES[scenario]}", 60), fontsize=9)
     return fig
 
@@ -98,7 +98,7 @@ def draw_curves(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" =
         ax.plot(seen, mean, label=_name(group), markersize=5, **style)
         ax.fill_between(seen, low, high, color=style["color"], alpha=0.18, linewidth=0)
     ax.set_xlabel("classes seen")
-    ax.set_ylabel("accuracy on them (%)")
+    ax.set_ylabel(f"{groups[0].first.score_name if groups else 'accuracy'} on them (%)")
     ax.set_ylim(0, 102)
     _legend(fig, ax)
     return fig
@@ -315,7 +315,7 @@ def pictures(groups: Sequence[Group], prefix: str = "") -> list[Picture]:
         drawn = [g for g in groups if not g.is_independent]
         if drawn:
             ends = _listed((g.label, g.curve(s)[-1]) for g in drawn)
-            title = f"{words}: accuracy against the number of classes"
+            title = f"{words}: {drawn[0].first.score_name} against the number of classes"
             add(f"curves_{s}", title, f"After the last task: {ends}.", _later(draw_curves, groups, s))
         losing = [g for g in groups if _forgets(g, s)]
         if losing:
@@ -340,7 +340,7 @@ def pictures(groups: Sequence[Group], prefix: str = "") -> list[Picture]:
     add("seconds", "Time of a run", f"Training: {times}.", _later(draw_seconds, groups))
     for number, group in enumerate(groups, 1):
         for s, words in SCENARIO_NAMES.items():
-            title = f"{words}: accuracy on each task after each task, {group.label}"
+            title = f"{words}: {group.first.score_name} on each task after each task, {group.label}"
             alt = f"Mean of the last row: {_percent(group.scores(s)['ACC'])}."
             if group.is_independent:
                 alt = f"Mean of the diagonal: {_percent(group.alone(s))}."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from lightning_cil.report.runs import INDEPENDENT, JOINT, Flat, Run, same_split, short, tells_apart
+from lightning_cil.report.runs import INDEPENDENT, Flat, Run, same_split, short, tells_apart
 from lightning_cil.types import Scenario
 
 APART = "every task has a network of its own: only the accuracy on its own task means something"
@@ -80,7 +80,7 @@ class Group:
     @property
     def is_joint(self) -> bool:
         """The upper bound."""
-        return self.first.method == JOINT
+        return self.first.is_joint
 
     @property
     def is_independent(self) -> bool:
@@ -174,7 +174,7 @@ def group_runs(runs: Sequence[Run], joint: Sequence[Run], average_different_orde
     by_key: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda r: (r.method.lower(), r.group_key, r.seed or 0, r.path.as_posix())):
         by_key.setdefault(run.group_key, []).append(run)
-    members = sorted(by_key.values(), key=lambda g: g[0].method == JOINT)
+    members = sorted(by_key.values(), key=lambda g: g[0].is_joint)
     for group in members:
         if not average_different_orders:
             _refuse_different_splits(group)
@@ -199,14 +199,14 @@ def _refuse_different_splits(group: list[Run]) -> None:
 
 def _joint_of(group: list[Run], chosen: list[Run], groups: list[list[Run]]) -> tuple[list[Run], str]:
     """The Joint runs that bound a group, or why there are none."""
-    if group[0].method == JOINT:
+    if group[0].is_joint:
         return [], "it is the bound itself"
     if not group[0].complete:
         return [], "the run is unfinished"
-    joints = [run for g in groups for run in g if run.method == JOINT and run.complete]
+    joints = [run for g in groups for run in g if run.is_joint and run.complete]
     candidates = chosen or _own_joint(group, joints)
     if not candidates:
-        found = [g for g in groups if g[0].method == JOINT and g[0].complete and g[0].protocol == group[0].protocol]
+        found = [g for g in groups if g[0].is_joint and g[0].complete and g[0].protocol == group[0].protocol]
         if len(found) > 1:
             return [], "there are Joint runs of different settings: name those to use by --joint"
         candidates = found[0] if found else []
@@ -297,6 +297,11 @@ def notes_of(groups: Sequence[Group], average_different_orders: bool) -> list[st
             notes.append(
                 f"{group.label}: unfinished; scores are of the first {group.first.tasks_done} of "
                 f"{group.first.num_tasks} tasks and do not compare with finished runs."
+            )
+        if group.first.is_multilabel:
+            notes.append(
+                f"{group.label}: multi-label; wherever formulas and figures speak of accuracy on a task, its number is "
+                "the mean average precision of the task's classes."
             )
         if len({json.dumps(r.results.get("versions"), sort_keys=True) for r in group.runs}) > 1:
             notes.append(f"{group.label}: the runs were made with different versions of the software.")

@@ -30,8 +30,8 @@ figures:
   fig2: {title: ACC against classes, draw: curves, tables: [table3]}
 ```
 
-`memory` is the budget of the cell's `ReplayBuffer`, the last callback of the method's config. A run belongs to a cell
-if method, scenario, data, tasks, budget and the settings of `where` (an entry of `settings` may have some, or a row)
+`memory` is the budget of the cell's `ReplayBuffer`, the last callback of the method's config: exemplars in all, or with
+`budget: per_class` at the top of the file, of each class. A run belongs to a cell if method, scenario, data, tasks, budget and the settings of `where` (an entry of `settings` may have some, or a row)
 agree; whatever else differs makes rows of their own. `unit`: `percent`, `fraction` (printed as percent) or `ratio`.
 """
 
@@ -47,18 +47,21 @@ from typing import Any, Literal, get_args
 
 from lightning_cil.report.figures import Picture, paper_picture
 from lightning_cil.report.groups import Group, Stat
+from lightning_cil.report.multilabel import LOWER_IS_BETTER as MULTILABEL_LOWER
+from lightning_cil.report.multilabel import multilabel_scores
 from lightning_cil.report.records import record_scores
 from lightning_cil.report.tables import LOWER_IS_BETTER, Column, Row, Table, Unit
 from lightning_cil.types import SCENARIOS, Scenario
 
 FOLDER = Path(__file__).parent / "papers"
-MEMORY_OPTION = "trainer.callbacks.init_args.total"
-MEMORY_SETTING = "callbacks.ReplayBuffer.total"
+MEMORY_OPTION = "trainer.callbacks.init_args"
+MEMORY_SETTING = "callbacks.ReplayBuffer"
 NOT_PRINTED = "not printed in the paper"
 NOTHING: list[Group | None] = [None]
 NO_RUN = "n = 0: none of the runs is of this row"
 
 PrintedUnit = Literal["percent", "fraction", "ratio"]
+Budget = Literal["total", "per_class"]
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,12 @@ class Cell:
         method: The method's class.
         scenario: In which it is scored.
         protocol: Data and tasks.
-        memory: Exemplars in all; `None`: not said.
+        memory: Exemplars, as `budget` counts them; `None`: not said.
         config: The method's file in `methods/`, without ending.
         options: What the command line changes in the two configs.
         where: Settings by which the cell's runs are told from others.
         printed: The paper's numbers by their printed names, in its units scaled to fractions.
+        budget: What `memory` counts, an option of `ReplayBuffer`: exemplars in all, or of each class.
     """
 
     label: str
@@ -118,11 +122,18 @@ class Cell:
     options: Mapping[str, Any]
     where: Mapping[str, Any]
     printed: Mapping[str, Stat]
+    budget: Budget = "total"
+
+    @property
+    def memory_option(self) -> str:
+        """What sets its budget on the command line."""
+        return f"{MEMORY_OPTION}.{self.budget}"
 
     @property
     def name(self) -> str:
         """Label and budget."""
-        return f"{self.label}, {self.memory:,} exemplars" if self.memory else self.label
+        each = " a class" if self.budget == "per_class" else ""
+        return f"{self.label}, {self.memory:,} exemplars{each}" if self.memory else self.label
 
     def configs(self, examples: str) -> list[str]:
         """The two config files of a folder of examples."""
@@ -140,7 +151,7 @@ class Cell:
     def fits(self, group: Group) -> bool:
         """Whether a group's runs are of this cell."""
         run = group.first
-        wanted = {**self.where, **({MEMORY_SETTING: self.memory} if self.memory else {})}
+        wanted = {**self.where, **({f"{MEMORY_SETTING}.{self.budget}": self.memory} if self.memory else {})}
         return (
             run.method == self.method
             and run.results.get("scenario", self.scenario) == self.scenario
@@ -296,7 +307,7 @@ def _plain(value: Any) -> str:
 def _columns(score: Score) -> list[Column]:
     unit: Unit = "ratio" if score.unit == "ratio" else "fraction"
     percent = "" if score.unit == "ratio" else " (%)"
-    arrow = "↓" if score.printed in LOWER_IS_BETTER else "↑"
+    arrow = "↓" if score.printed in (*LOWER_IS_BETTER, *MULTILABEL_LOWER) else "↑"
     printed = Column(f"{score.printed}_printed", f"{score.printed}{percent} {arrow} printed", unit, "")
     return [printed, *(Column(name, f"{name}{percent} ours", unit, "") for name in score.ours)]
 
@@ -305,7 +316,7 @@ def _stats(cell: Cell, score: Score, group: Group | None) -> list[Stat]:
     """The printed number, and ours beside it."""
     if group is None:
         return [cell.printed[score.printed], *(Stat(None) for _ in score.ours)]
-    known = group.scores(cell.scenario)
+    known = {**group.scores(cell.scenario), **multilabel_scores(group)}
     if not set(score.ours) <= set(known):
         known = {**record_scores(group, cell.scenario), **known}
     missing = Stat(None, reason="not among the scores of the runs")
@@ -351,7 +362,8 @@ class _Reader:
 
     def paper(self) -> Paper:
         keys = ("title", "source", "examples", "methods", "protocols", "tables")
-        top = self.mapping(self.content, "the file", keys, ("settings", "warnings", "figures"))
+        top = self.mapping(self.content, "the file", keys, ("settings", "warnings", "figures", "budget"))
+        self.budget: Budget = self.named({b: b for b in get_args(Budget)}, top.get("budget", "total"), "`budget`")
         self.warnings: dict[str, str] = self.mapping(top.get("warnings", {}), "`warnings`")
         self.methods: dict[str, Any] = {
             label: self.mapping(entry, f"`methods.{label}`", ("class", "config"), ("where",))
@@ -446,10 +458,9 @@ class _Reader:
                 options.update(entry.get("set", {}))
                 wanted.update(entry.get("where", {}))
             if memory:
-                options[MEMORY_OPTION] = memory
-            cells.append(
-                Cell(row["method"], method["class"], scenario, protocol, memory, config, options, wanted, printed)
-            )
+                options[f"{MEMORY_OPTION}.{self.budget}"] = memory
+            found = (row["method"], method["class"], scenario, protocol, memory, config, options, wanted, printed)
+            cells.append(Cell(*found, self.budget))
         return cells
 
     def numbers(self, values: Any, count: int, where: str) -> list[float | None]:

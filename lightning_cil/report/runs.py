@@ -16,7 +16,8 @@ from lightning_cil.types import SCENARIOS, Scenario
 
 SCHEMA = 1
 FILE = "results.json"
-JOINT = "Joint"
+JOINTS = ("Joint", "MLJoint")
+"""Methods that train on all data: upper bounds."""
 REFERENCES = "references"
 """Folder of a run in which `lightning-cil references` trains what the run is measured against."""
 NO_GROUPING = ("data.class_order", "data.val_fraction", "data.split_seed", "data.root", "data.num_workers")
@@ -86,6 +87,27 @@ class Run:
         """The seed."""
         seed: int | None = self.results["seed"]
         return seed
+
+    @property
+    def is_joint(self) -> bool:
+        """Trained on all data: an upper bound."""
+        return self.method in JOINTS
+
+    @property
+    def multilabel(self) -> dict[str, Any]:
+        """Scores of a multi-label run; empty for others."""
+        found: dict[str, Any] = self.results.get("multilabel", {})
+        return found
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Images have any number of labels: the matrix holds mAP."""
+        return bool(self.multilabel)
+
+    @property
+    def score_name(self) -> str:
+        """What the matrix holds."""
+        return "mAP" if self.is_multilabel else "accuracy"
 
     @property
     def task_sizes(self) -> tuple[int, ...]:
@@ -309,7 +331,7 @@ def _problem(results: dict[str, Any]) -> str:
     for name, kind in types.items():
         if not isinstance(results.get(name), kind):
             return f"`{name}` is {short(results.get(name))}, expected a {_KINDS[kind]}"
-    for name in ("config", "undefined", "sample_weighted_accuracy", "versions", "hardware"):
+    for name in ("config", "undefined", "sample_weighted_accuracy", "versions", "hardware", "multilabel"):
         if not isinstance(results.get(name, {}), dict):
             return f"`{name}` is {short(results[name])}, expected an object"
     if not isinstance(results.get("seed"), int | None):

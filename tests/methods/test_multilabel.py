@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from lightning_cil.callbacks import ContinualEvaluation, ReplayBuffer
+from lightning_cil.callbacks import ContinualEvaluation, ReplayBuffer, StreamCallback
 from lightning_cil.data import MultiLabelDigits, SplitDigits
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.methods import (
@@ -27,7 +27,7 @@ from lightning_cil.methods import (
 from lightning_cil.metrics import class_f1, false_positive_rate, overall_f1
 from tests.callbacks.conftest import Recorder
 from tests.resume.cases import PlainNet
-from tests.streams import TINY, fit, make, results
+from tests.streams import TINY, fit, make, results, weights_hash
 
 SIZES = [3, 2, 1]
 bce = torch.nn.functional.binary_cross_entropy_with_logits
@@ -195,6 +195,34 @@ def test_methods_remember_what_fine_tuning_forgets(tmp_path: Path, forgetful: di
         assert at_half(found) < 0.1  # MLKD: 0.14 to 0.20
     if name == "MLKD":
         assert at_half(found) > 0.1
+
+
+@pytest.mark.parametrize(("name", "devices"), [*((name, 1) for name in LEARNERS), ("RebLL", 2)])
+def test_one_step_on_a_new_task_changes_every_trained_tensor(tmp_path: Path, name: str, devices: int) -> None:
+    """Outputs that an optimizer or DDP does not know of stay as they were drawn."""
+
+    class Look(StreamCallback):
+        def on_stage_start(self, trainer: Any, module: Any, task: Any, stage: Any) -> None:
+            self.before = {n: p.detach().clone() for n, p in module.named_parameters()}
+
+        def on_stage_end(self, trainer: Any, module: Any, task: Any, stage: Any) -> None:
+            if task.index:
+                new = slice(task.first_class, task.num_seen)
+                changed = [bool((p != self.before[n]).any()) for n, p in module.named_parameters()]
+                outputs = (module.head.weight != self.before["head.weight"])[new].any(dim=1)
+                biases = (module.head.bias != self.before["head.bias"])[new]
+                found = [*changed, *outputs.tolist(), *biases.tolist()]
+                (tmp_path / f"rank_{trainer.global_rank}").write_text(json.dumps([found, weights_hash(module)]))
+
+    kind, memory = LEARNERS[name]
+    callbacks = [ReplayBuffer(**memory)] if memory else []
+    more: dict[str, Any] = {"devices": 2, "strategy": "ddp_fork"} if devices == 2 else {}
+    data = digits(train_images=80, test_images=40, sizes=[5, 5], batch_size=8)
+    fit(tmp_path, make(kind, optimizer=adam), data, [*callbacks, Look()], limit_train_batches=1, **more)
+    ranks = [json.loads((tmp_path / f"rank_{r}").read_text()) for r in range(devices)]
+    assert all(ranks[0][0])
+    assert len(ranks[0][0]) > 14
+    assert ranks[-1] == ranks[0]
 
 
 def test_joint_training_bounds_them(tmp_path: Path, forgetful: dict[str, Any]) -> None:

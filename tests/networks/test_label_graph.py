@@ -147,10 +147,10 @@ def test_vectors_of_a_file_take_the_place_of_drawn_ones():
     graph = make(2)
     drawn = graph.vectors.clone()
     graph.grow(1)
-    graph.set_vectors(torch.full((1, VECTOR), 7.0))
+    graph.set_vectors(1, torch.full((1, VECTOR), 7.0))
     assert torch.equal(graph.vectors, torch.cat([drawn, torch.full((1, VECTOR), 7.0)]))
     with pytest.raises(ValueError, match=r"shape \[2, 4\], expected \[1, 4\]"):
-        graph.set_vectors(torch.zeros(2, VECTOR))
+        graph.set_vectors(1, torch.zeros(2, VECTOR))
 
 
 @pytest.mark.parametrize("options", [{"threshold": 0.0}, {"cross_threshold": 1.5}, {"scale": 0.0}])

@@ -55,7 +55,8 @@ def test_backbone_of_ones_own():
     assert MapBackbone(own)(IMAGE).shape == (2, 4, 30, 30)
 
 
+@pytest.mark.parametrize("output", ["last", "pooled"])
 @pytest.mark.parametrize("backbone", [lambda: nn.Flatten(), lambda: create_backbone("test_vit"), Own])
-def test_backbone_without_maps_is_refused(backbone):
+def test_backbone_without_maps_is_refused(backbone, output):
     with pytest.raises(TypeError, match=r"gives no feature maps|`map_channels=None`, expected the channels"):
-        MapBackbone(backbone())
+        MapBackbone(backbone(), output)

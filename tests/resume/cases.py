@@ -11,8 +11,21 @@ from torch import Tensor, nn
 
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCheckpoint
-from lightning_cil.data import ImageFolderTasks, IncrementalDataModule
-from lightning_cil.methods import ER, MEMO, NFL, Coil, DERPlusPlus, FineTune, ICaRL, IncrementalModule, LwF, NFLPlus
+from lightning_cil.data import ImageFolderTasks, IncrementalDataModule, MultiLabelDigits
+from lightning_cil.methods import (
+    ER,
+    MEMO,
+    NFL,
+    Coil,
+    DERPlusPlus,
+    FineTune,
+    ICaRL,
+    IncrementalModule,
+    LwF,
+    MLDERPlusPlus,
+    NFLPlus,
+    RebLL,
+)
 from lightning_cil.networks import Backbone, CifarResNet
 from tests.callbacks.conftest import TinyTasks
 from tests.streams import ROUND, sgd
@@ -93,6 +106,15 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
     elif name == "memo":
         module = tiny(MEMO, backbone=CifarResNet(8, in_channels=1), first_epochs=1)
         callbacks = [ReplayBuffer(total=8, selection="herding"), *callbacks]
+    elif name in ("rebll", "ml_derpp"):
+        data = MultiLabelDigits(train_images=40, test_images=20, sizes=[4, 3, 3], batch_size=8)
+        if name == "rebll":
+            module = tiny(RebLL, backbone=DropoutNet(256))
+        else:
+            memory = ReplayBuffer(
+                per_class=1, update="batch", columns=["logits"], num_draws=2, repeat=False, dedupe=True
+            )
+            module, callbacks = tiny(MLDERPlusPlus, backbone=DropoutNet(256)), [memory, *callbacks]
     elif name == "lwf":
         module = tiny(LwF)
     elif name == "nfl":

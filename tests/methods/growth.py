@@ -1,0 +1,81 @@
+"""The first step of every task: which tensors the optimizer holds, and which entries it changes."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_cil import Task
+from lightning_cil.methods import MultiLabelModule
+from tests.callbacks.conftest import Recorder
+from tests.methods.test_multilabel import digits
+from tests.streams import fit
+
+
+class FirstStep(NamedTuple):
+    task: Task
+    before: dict[str, Tensor]
+    """All parameters and buffers."""
+    after: dict[str, Tensor]
+    trained: set[str]
+    """Names of the optimizer's parameters."""
+
+
+def first_steps(root: Path, module: MultiLabelModule, callbacks: Any = (), **options: Any) -> list[FirstStep]:
+    """Run a stream of one step a task."""
+    before: dict[str, Tensor] = {}
+
+    def values(module: Any) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in module.state_dict().items()}
+
+    def look(hook: str, trainer: Any, module: Any, *rest: Any) -> FirstStep | None:
+        if hook == "on_train_batch_start":
+            before.clear()
+            before.update(values(module))
+        if hook != "on_train_batch_end":
+            return None
+        held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+        names = {name for name, p in module.named_parameters() if id(p) in held}
+        return FirstStep(module.task, dict(before), values(module), names)
+
+    seen = Recorder(look)
+    fit(root, module, digits(), [*callbacks, seen], limit_train_batches=1, **options)
+    assert len(seen.seen) == 3
+    return seen.seen
+
+
+def check_growth(steps: list[FirstStep]) -> set[str]:
+    """Whatever a task added is in the optimizer, and has changed after one step, every row of it.
+
+    Returns:
+        Names of the parameters that a task added or made larger.
+    """
+    grown = set()
+    for earlier, step in pairwise(steps):
+        old = {name: value.shape for name, value in earlier.after.items()}
+        for name in step.before.keys() & step.trained:
+            shape = step.before[name].shape
+            if old.get(name) == shape:
+                continue
+            grown.add(name)
+            changed = step.before[name] != step.after[name]
+            first = old[name][0] if name in old else 0
+            assert changed[first:].flatten(1).any(1).all() if changed.ndim > 1 else changed[first:].all(), name
+            if name in old and len(shape) > 1 and old[name][1] != shape[1]:  # new columns of old rows
+                assert changed[:, old[name][1] :].any(0).all(), name
+        added = {name for name in step.before if name not in old or old[name] != step.before[name].shape}
+        parameters = {name for name in added if name.rpartition(".")[2] not in BUFFERS}
+        assert parameters <= step.trained
+    return grown
+
+
+BUFFERS = {"sizes", "vectors", "matrix", "counts", "previous"}
+
+
+def unchanged(step: FirstStep, prefix: str) -> bool:
+    """Whether all tensors of a part are bit-equal after the step."""
+    names = [name for name in step.before if name.startswith(prefix)]
+    assert names
+    return all(torch.equal(step.before[name], step.after[name]) for name in names)
