@@ -19,7 +19,6 @@ from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.mife import MIFE, Mixtures
 from lightning_cil.networks.moe_lora import MoEAdapter
 from lightning_cil.networks.peft_format import load_peft, save_peft
-from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool
 from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool, transformer_width
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.router_selectors import RouterSelector, make_router_selector
