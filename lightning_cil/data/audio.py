@@ -143,6 +143,10 @@ class Sounds:
     index: Tensor
     wanted: bool = True
 
+    def identity(self) -> bytes:
+        """What tells one pairing from another: each sample's file name."""
+        return "|".join(os.path.basename(self.clips.paths[clip]) for clip in self.index.tolist()).encode()
+
     def columns(self, samples: Tensor) -> dict[str, Tensor]:
         """What a batch has of these samples: `clip`, and `audio` if it is wanted."""
         clip = self.index[samples]
@@ -154,7 +158,7 @@ class Sounds:
 
 
 def number_clips(files: Sequence[Sequence[str]]) -> tuple[list[str], list[Tensor]]:
-    """Number files, those of several splits together.
+    """Number files in their sorted order, those of several splits together.
 
     Args:
         files: The file of each sample, for each split; a file may come several times.
@@ -162,9 +166,9 @@ def number_clips(files: Sequence[Sequence[str]]) -> tuple[list[str], list[Tensor
     Returns:
         Every file once, and the number of each sample's, long, for each split.
     """
-    numbers: dict[str, int] = {}
-    index = [torch.tensor([numbers.setdefault(f, len(numbers)) for f in part], dtype=torch.int64) for part in files]
-    return list(numbers), index
+    paths = sorted({file for part in files for file in part})
+    numbers = {path: number for number, path in enumerate(paths)}
+    return paths, [torch.tensor([numbers[file] for file in part], dtype=torch.int64) for part in files]
 
 
 def to_float(audio: Tensor) -> Tensor:
