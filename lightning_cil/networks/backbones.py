@@ -4,21 +4,17 @@ Every backbone maps float `[B, C, H, W]` to features `[B, num_features]` and has
 they can grow. timm is imported only when one of its models is asked for.
 """
 
-import hashlib
-import pickle
-import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from lightning_cil.networks.resnet_cifar import CifarResNet
 from lightning_cil.networks.small import SmallConvNet
+from lightning_cil.networks.weight_files import cause, read_state_dict, sha256, some
 
 _OWN = {f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)} | {"small_cnn": SmallConvNet}
 """What timm does not have; all start with a 3×3 convolution of stride 1."""
@@ -125,15 +121,10 @@ def load_weights(backbone: nn.Module, path: str | Path) -> str:
         FileNotFoundError: If there is no such file.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"`weights={str(path)!r}` is no file, expected one that `torch.save` or safetensors wrote. "
-            f"The path is relative to {str(Path.cwd())!r}."
-        )
-    state = _bare_names(_state_dict(_read(path), path), backbone.state_dict().keys(), path)
+    state = _bare_names(read_state_dict(path), backbone.state_dict().keys(), path)
     _check_fit(backbone, state, path)
     backbone.load_state_dict(state)
-    return _sha256(path)
+    return sha256(path)
 
 
 def _from_timm(name: str, in_channels: int, cifar_stem: bool, pretrained: bool) -> nn.Module:
@@ -147,7 +138,7 @@ def _from_timm(name: str, in_channels: int, cifar_stem: bool, pretrained: bool) 
             raise
         raise RuntimeError(
             f"`pretrained=True` could not load the published weights of {name!r} "
-            f"({_cause(error)}), expected the network or timm's cache. Without a network, copy the weights' file here "
+            f"({cause(error)}), expected the network or timm's cache. Without a network, copy the weights' file here "
             "and give it as `weights=`."
         ) from error
     if isinstance(backbone, timm.models.ResNet) and not pretrained:
@@ -200,52 +191,6 @@ def _set_cifar_stem(backbone: nn.Module, name: str, in_channels: int) -> None:
     backbone.maxpool = nn.Identity()
 
 
-def _read(path: Path) -> Any:
-    """What the file holds, without running code from it."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"`weights={str(path)!r}` was refused: it is no plain file of tensors, and loading it could run code "
-            f"({_refused(error)}). Expected a state dict. If you trust the file's source, load it in a process of your "
-            "own and save the state dict alone with `torch.save` or `safetensors.torch.save_file`."
-        ) from error
-    except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise ValueError(
-            f"`weights={str(path)!r}` could not be read ({_cause(error)}), expected a file that `torch.save` or "
-            "safetensors wrote. Is the download complete?"
-        ) from error
-
-
-def _cause(error: Exception) -> str:
-    """The error's class and first line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _refused(error: pickle.UnpicklingError) -> str:
-    """What torch's safe unpickler met, without its advice to switch the safety off."""
-    found = re.search(r"(Trying to load unsupported|Unsupported)[^\n]*?(?=\. |\n|$)", str(error))
-    return found[0].rstrip(".") if found else "no known format"
-
-
-def _state_dict(content: Any, path: Path) -> Mapping[str, Tensor]:
-    """The state dict inside a file's content."""
-    if isinstance(content, Mapping):
-        content = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)
-    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return cast(Mapping[str, Tensor], content)
-    given = f"a mapping of {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
-    raise ValueError(
-        f"`weights={str(path)!r}` holds {given}, expected a state dict of names and tensors, bare or under the key "
-        "'state_dict' or 'model'. Save `model.state_dict()`."
-    )
-
-
 def _bare_names(stored: Mapping[str, Tensor], expected: Iterable[str], path: Path) -> dict[str, Tensor]:
     """The entries under the backbone's own names, without the classifier's."""
     own = set(expected)
@@ -278,23 +223,8 @@ def _check_fit(backbone: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(problems.values()):
-        details = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
+        details = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names)
         raise ValueError(
             f"`weights={str(path)!r}` does not fit {type(backbone).__name__} with its {len(own)} entries: {details}. "
             "Give the `name`, `in_channels` and `cifar_stem` that the weights were trained with."
         )
-
-
-def _some(names: Iterable[str], count: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

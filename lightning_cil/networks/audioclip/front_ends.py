@@ -10,6 +10,7 @@ which a frozen tower's BatchNorm does not absorb.
 """
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ def blackman_harris(length: int) -> Tensor:
 
 def to_unit(wave: Tensor) -> Tensor:
     """Map [-32768, 32767] affinely to [-1, 1]."""
-    return (wave + 32_768.0) * (2.0 / 65_535.0) - 1.0
+    return (2.0 * wave + 1.0) / 65_535.0  # (wave + 32768) · 2 / 65535 - 1 without its rounding
 
 
 def frame(wave: Tensor, length: int, hop: int) -> Tensor:
@@ -201,7 +202,9 @@ class MFCCFrontEnd(nn.Module):
         super().__init__()
         from torchaudio.transforms import MFCC
 
-        self.transform = MFCC(sample_rate, coefficients)
+        with warnings.catch_warnings():  # the defaults leave some of the lowest bands empty, and warn of it
+            warnings.filterwarnings("ignore", "At least one mel filterbank has all zero values", UserWarning)
+            self.transform = MFCC(sample_rate, coefficients)
 
     def forward(self, wave: Tensor) -> Tensor:
         """Map float `[B, 1, S]`, S at least 201, to `[B, 3, coefficients, 1 + S // 200]`."""

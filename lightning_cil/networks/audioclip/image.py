@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_cil.networks.audioclip.transformer import Transformer
+from lightning_cil.networks.audioclip.transformer import Activation, Transformer
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of the pixels in [0, 1], red, green, blue, that the published weights expect to be subtracted."""
@@ -29,6 +29,7 @@ class VisionTransformer(nn.Module):
         width: Of a token.
         blocks: Of the transformer.
         heads: Of its attention; default one for each 64 of the width.
+        activation: See `MLP`.
 
     Raises:
         ValueError: If the patches do not tile the image.
@@ -43,6 +44,7 @@ class VisionTransformer(nn.Module):
         width: int = 768,
         blocks: int = 12,
         heads: int | None = None,
+        activation: Activation = "quick_gelu",
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -55,7 +57,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn((image_size // patch_size) ** 2 + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, blocks, heads or max(width // 64, 1), causal=False)
+        self.transformer = Transformer(width, blocks, heads or max(width // 64, 1), causal=False, activation=activation)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
 

@@ -8,6 +8,7 @@ Where the data go: image → `encode_image`; text → `Tokenizer.encode` → `en
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -45,6 +46,7 @@ class AudioCLIP(nn.Module):
         logit_scale: Logarithm of the scale of image-text scores; frozen, as are the next two.
         logit_scale_ai: Of audio-image scores.
         logit_scale_at: Of audio-text scores.
+        load_reports: What files of weights gave, one line each.
 
     Raises:
         ValueError: If P cannot be the identity.
@@ -78,6 +80,7 @@ class AudioCLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=False)
         self.logit_scale_ai = nn.Parameter(torch.tensor(_MAX_LOG_SCALE), requires_grad=False)
         self.logit_scale_at = nn.Parameter(torch.tensor(_MAX_LOG_SCALE), requires_grad=False)
+        self.load_reports: Sequence[object] = ()
         self.audio.requires_grad_(False)
         self.audio.eval()
 

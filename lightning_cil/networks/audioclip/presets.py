@@ -10,6 +10,7 @@ from lightning_cil.networks.audioclip.front_ends import FrontEndKind
 from lightning_cil.networks.audioclip.image import ModifiedResNet, VisionTransformer
 from lightning_cil.networks.audioclip.model import AudioCLIP
 from lightning_cil.networks.audioclip.text import TextTower
+from lightning_cil.networks.audioclip.transformer import Activation
 
 MFCC_SAMPLE_RATE = 16_000
 """Of the waves for the `mfcc` front end, in hertz."""
@@ -74,6 +75,7 @@ def create_audioclip(
     batch_norm: str = "running",
     normalize_gradients: bool = True,
     projection_seed: int | None = 0,
+    activation: Activation = "quick_gelu",
 ) -> AudioCLIP:
     """Make the towers with random values; the audio tower is frozen.
 
@@ -84,6 +86,7 @@ def create_audioclip(
         normalize_gradients: See `FBSP`.
         projection_seed: See `AudioCLIP`; `rn50` has the identity whatever the seed, as its audio tower was trained
             to match.
+        activation: Of the transformers, see `MLP`: `gelu` for weights that were trained with it.
 
     Raises:
         ValueError: If the preset is unknown.
@@ -94,10 +97,11 @@ def create_audioclip(
         raise ValueError(f"create_audioclip got `preset={preset!r}`, expected one of {', '.join(PRESETS)}.{hint}")
     sizes = PRESETS[preset]
     audio = {**sizes.audio, **({"sample_rate": MFCC_SAMPLE_RATE} if front_end == "mfcc" else {})}
-    image = ModifiedResNet if sizes.resnet else VisionTransformer
     return AudioCLIP(
-        image(sizes.embed_dim, **sizes.image),
-        TextTower(sizes.embed_dim, **sizes.text),
+        ModifiedResNet(sizes.embed_dim, **sizes.image)
+        if sizes.resnet
+        else VisionTransformer(sizes.embed_dim, **sizes.image, activation=activation),
+        TextTower(sizes.embed_dim, **sizes.text, activation=activation),
         ESResNeXt(
             sizes.audio_dim,
             front_end=front_end,

@@ -6,7 +6,7 @@ Source: Radford et al. 2021, section 2.4, https://arxiv.org/abs/2103.00020; name
 import torch
 from torch import Tensor, nn
 
-from lightning_cil.networks.audioclip.transformer import Transformer
+from lightning_cil.networks.audioclip.transformer import Activation, Transformer
 
 
 class TextTower(nn.Module):
@@ -19,6 +19,7 @@ class TextTower(nn.Module):
         heads: Of its attention.
         context_length: Most tokens of a text, start and end included.
         vocab_size: The end-of-text token is the last, `vocab_size - 1`.
+        activation: See `MLP`.
     """
 
     def __init__(
@@ -30,13 +31,14 @@ class TextTower(nn.Module):
         heads: int = 8,
         context_length: int = 77,
         vocab_size: int = 49_408,
+        activation: Activation = "quick_gelu",
     ) -> None:
         super().__init__()
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
-        self.transformer = Transformer(width, blocks, heads, causal=True)
+        self.transformer = Transformer(width, blocks, heads, causal=True, activation=activation)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
         nn.init.normal_(self.token_embedding.weight, std=0.02)

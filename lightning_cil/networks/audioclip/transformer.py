@@ -8,6 +8,8 @@ Boosting Continual Learning of Vision-Language Models via Mixture-of-Experts Ada
 https://arxiv.org/abs/2403.11549). Sequences are batch-first.
 """
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.causal = causal
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_weight = nn.Parameter(width**-0.5 * torch.randn(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
@@ -48,13 +50,26 @@ class Attention(nn.Module):
         return out
 
 
-class MLP(nn.Module):
-    """Two linear layers, the inner one four times as wide."""
+Activation = Literal["quick_gelu", "gelu"]
 
-    def __init__(self, width: int) -> None:
+
+class MLP(nn.Module):
+    """Two linear layers, the inner one four times as wide.
+
+    Args:
+        width: Of a token.
+        activation: `quick_gelu` (OpenAI, AudioCLIP) or `gelu` (some of open_clip's weights).
+
+    Raises:
+        ValueError: If the activation is unknown.
+    """
+
+    def __init__(self, width: int, activation: Activation) -> None:
         super().__init__()
+        if activation not in get_args(Activation):
+            raise ValueError(f"CLIP got `activation={activation!r}`, expected 'quick_gelu' or 'gelu'.")
         self.c_fc = nn.Linear(width, 4 * width)
-        self.gelu = QuickGELU()
+        self.gelu = QuickGELU() if activation == "quick_gelu" else nn.GELU()
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,6 +85,7 @@ class Block(nn.Module):
         width: Of a token.
         heads: Divide the width.
         causal: See `Attention`.
+        activation: See `MLP`.
 
     Attributes:
         adapter: `None`, or a module that maps `h` `[B, L, width]` and the gate token `[B, width]` (the entry of `h`
@@ -78,11 +94,11 @@ class Block(nn.Module):
 
     adapter: nn.Module | None
 
-    def __init__(self, width: int, heads: int, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, causal: bool, activation: Activation = "quick_gelu") -> None:
         super().__init__()
         self.attn = Attention(width, heads, causal)
         self.ln_1 = nn.LayerNorm(width)
-        self.mlp = MLP(width)
+        self.mlp = MLP(width, activation)
         self.ln_2 = nn.LayerNorm(width)
         self.register_module("adapter", None)
 
@@ -109,15 +125,17 @@ class Transformer(nn.Module):
         blocks: How many.
         heads: Divide the width.
         causal: See `Attention`.
+        activation: See `MLP`.
     """
 
-    def __init__(self, width: int, blocks: int, heads: int, causal: bool) -> None:
+    def __init__(
+        self, width: int, blocks: int, heads: int, causal: bool, activation: Activation = "quick_gelu"
+    ) -> None:
         super().__init__()
         self.width = width
-        self.resblocks = nn.ModuleList(Block(width, heads, causal) for _ in range(blocks))
+        self.resblocks = nn.ModuleList(Block(width, heads, causal, activation) for _ in range(blocks))
         out_std = width**-0.5 * (2 * blocks) ** -0.5
         for block in self.blocks():
-            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=out_std)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=out_std)
