@@ -144,8 +144,9 @@ class Sounds:
     wanted: bool = True
 
     def identity(self) -> bytes:
-        """What tells one pairing from another: each sample's file name."""
-        return "|".join(os.path.basename(self.clips.paths[clip]) for clip in self.index.tolist()).encode()
+        """What tells one pairing from another: the form, and each sample's file name."""
+        names = [os.path.basename(self.clips.paths[clip]) for clip in self.index.tolist()]
+        return "|".join([str(self.clips.form), *names]).encode()
 
     def columns(self, samples: Tensor) -> dict[str, Tensor]:
         """What a batch has of these samples: `clip`, and `audio` if it is wanted."""

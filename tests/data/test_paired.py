@@ -2,6 +2,7 @@
 
 import csv
 import doctest
+import json
 from collections import Counter
 
 import numpy as np
@@ -16,11 +17,9 @@ from lightning_cil.data.splits import near_equal_sizes
 from lightning_cil.types import Stage
 from tests.data.formats import (
     data_pack,
-    make_images,
     make_wave,
-    png,
+    write_aric,
     write_esc50,
-    write_files,
     write_fsdd,
     write_imagenet_esc,
     write_manifest,
@@ -197,10 +196,11 @@ def test_a_rank_without_a_share_gets_empty_sounds(esc):
 
 
 def test_a_checkpoint_with_other_pairs_is_refused(esc):
-    data, other = ready(esc19(esc)), ready(esc19(esc, pair_seed=1))
+    data = ready(esc19(esc))
     ready(esc19(esc)).load_state_dict(data.state_dict())
-    with pytest.raises(ValueError, match="another set of training images"):
-        other.load_state_dict(data.state_dict())
+    for options in ({"pair_seed": 1}, {"sample_rate": 4_000}):
+        with pytest.raises(ValueError, match="another set of training images"):
+            ready(esc19(esc, **options)).load_state_dict(data.state_dict())
 
 
 # ---------------------------------------------------------------------- layouts of ImageNetESC
@@ -295,13 +295,13 @@ def test_a_broken_sound_is_found_at_the_start(tmp_path):
 def test_the_packs_make_a_stream_of_19_classes(tasks):
     data = ImageNetESC(
         data_pack("ESC-50"), data_pack("imagenet_esc"), num_tasks=tasks, share_pictures=True, image_size=32,
-        in_memory=True, num_workers=0, batch_size=8, sample_rate=8_000, seconds=1.0,
+        in_memory=True, num_workers=0, batch_size=4, sample_rate=8_000, seconds=1.0,
     )  # fmt: skip
     ready(data)
     assert data.task_sizes == near_equal_sizes(19, tasks)
     data.set_stage(data.tasks[-1], Stage("train", 1), seed=0)
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-    assert batch["audio"].shape == (8, 1, 8_000)
+    assert batch["audio"].shape == (4, 1, 8_000)
     assert batch["audio"].std() > 1e-3
     train, test = (set(data.split(s).sounds.index.tolist()) for s in ("train", "test"))
     assert not train & test
@@ -343,6 +343,37 @@ def test_digits_that_are_not_there_are_named(tmp_path):
         SpokenDigits(tmp_path)
 
 
+def test_a_stream_with_sounds_is_trained_stopped_and_resumed(run_cli, tmp_path):
+    write_fsdd(tmp_path / "fsdd")
+    options = ["--data", "SpokenDigits", "--data.root", tmp_path / "fsdd", "--data.test_takes", "[0]"]
+    options += [
+        "--data.num_tasks",
+        2,
+        "--data.image_size",
+        8,
+        "--data.seconds",
+        0.05,
+        "--data.pair_by",
+        "clips",
+        "--model",
+        "ER",
+    ]
+    options += ["--model.backbone", "small_cnn", "--model.epochs", 1, "--trainer.default_root_dir", tmp_path / "runs"]
+    options += ["--trainer.accelerator", "cpu", "--trainer.devices", 1, "--seed_everything", 0]
+    first = run_cli("fit", *options, "--stop_after_task", 0)
+    assert first.code == 0, first.stderr
+    second = run_cli("fit", *options, "--ckpt_path", "last")
+    assert second.code == 0, second.stderr
+    results = json.loads((tmp_path / "runs/version_0/results.json").read_text())
+    assert results["status"] == "complete"
+    assert results["class_names"][0] in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    other = run_cli(
+        "fit", *options, "--ckpt_path", tmp_path / "runs/version_0/checkpoints/task_0.ckpt", "--data.pair_seed", 5
+    )
+    assert other.code != 0
+    assert "another set of training images" in other.stderr
+
+
 @pytest.mark.data
 def test_the_pack_of_spoken_digits_is_read():
     data = ready(SpokenDigits(data_pack("fsdd"), test_takes=[0]))
@@ -351,27 +382,6 @@ def test_the_pack_of_spoken_digits_is_read():
 
 
 # ---------------------------------------------------------------------- boxes
-
-
-def write_aric(root, classes=("reading", "writing", "standing", "sleeping"), train=3, test=2):
-    """Two boxes in each picture, the left and the right half, of different colours and labels."""
-    rows = []
-    for split, count in (("train", train), ("test", test)):
-        for i in range(count):
-            for first in range(0, len(classes), 2):
-                halves = make_images([first, first + 1], 20, seed=i)
-                name = f"{split}_{i}_{first}"
-                write_files(root, {f"image/{name}.png": png(np.concatenate(list(halves), axis=2))})
-                write_sound(root / f"audio/{name}.wav", make_wave(first, i, 0.05, 8_000), 8_000)
-                rows += [
-                    {
-                        "image": f"image/{name}.png", "x1": 20 * side, "y1": 0, "x2": 20 * side + 20, "y2": 20,
-                        "wav": f"audio/{name}.wav", "label": classes[first + side], "split": split,
-                    }
-                    for side in (0, 1)
-                ]  # fmt: skip
-    write_rows(root / "manifest.csv", rows)
-    return root
 
 
 ARIC = {**SOUND, "image_size": 20, "num_workers": 0, "num_tasks": 2}
