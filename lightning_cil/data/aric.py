@@ -129,7 +129,7 @@ class AricLike(FileListTasks):
             split_seed=split_seed,
         )
         self._boxes = boxes
-        self.pair_sounds(sounds["train"], sounds["test"], form, audio_memory)
+        self.pair_sounds(sounds["train"], sounds["test"], form, audio_memory, f"{per_class} {subset_seed}")
 
     def load_split(self, train: bool) -> ImageSplit:
         """See `IncrementalDataModule.load_split`."""

@@ -136,17 +136,19 @@ class Sounds:
     Args:
         clips: Of the whole data set.
         index: long `[N]`: number of each sample's clip.
+        chosen: How the pairs were chosen, for `identity`.
         wanted: Whether batches have the sounds themselves.
     """
 
     clips: AudioClips
     index: Tensor
+    chosen: str = ""
     wanted: bool = True
 
     def identity(self) -> bytes:
-        """What tells one pairing from another: the form, and each sample's file name."""
+        """What tells one pairing from another: the form, how pairs were chosen, and each sample's file name."""
         names = [os.path.basename(self.clips.paths[clip]) for clip in self.index.tolist()]
-        return "|".join([str(self.clips.form), *names]).encode()
+        return "|".join([str(self.clips.form), self.chosen, *names]).encode()
 
     def columns(self, samples: Tensor) -> dict[str, Tensor]:
         """What a batch has of these samples: `clip`, and `audio` if it is wanted."""

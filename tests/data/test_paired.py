@@ -328,6 +328,9 @@ def test_digits_are_seen_and_heard(tmp_path):
     batch = data.on_after_batch_transfer(next(iter(data.test_dataloader()[0])), 0)
     assert batch["image"].shape[1:] == (3, 32, 32)
     assert batch["audio"].shape[1:] == (1, 400)
+    other = ready(SpokenDigits(tmp_path, test_takes=[0], seconds=0.05, pair_by="clips", class_order="sorted"))
+    with pytest.raises(ValueError, match="another set of training images"):
+        other.load_state_dict(data.state_dict())
     limited = ready(SpokenDigits(tmp_path, test_takes=[0], seconds=0.05, pair_by="clips", max_pairs=2))
     assert len(limited.split("train")) == 20
 
@@ -346,19 +349,9 @@ def test_digits_that_are_not_there_are_named(tmp_path):
 def test_a_stream_with_sounds_is_trained_stopped_and_resumed(run_cli, tmp_path):
     write_fsdd(tmp_path / "fsdd")
     options = ["--data", "SpokenDigits", "--data.root", tmp_path / "fsdd", "--data.test_takes", "[0]"]
-    options += [
-        "--data.num_tasks",
-        2,
-        "--data.image_size",
-        8,
-        "--data.seconds",
-        0.05,
-        "--data.pair_by",
-        "clips",
-        "--model",
-        "ER",
-    ]
-    options += ["--model.backbone", "small_cnn", "--model.epochs", 1, "--trainer.default_root_dir", tmp_path / "runs"]
+    options += ["--data.num_tasks", 2, "--data.image_size", 8, "--data.seconds", 0.05, "--data.pair_by", "clips"]
+    options += ["--model", "ER", "--model.backbone", "small_cnn", "--model.epochs", 1]
+    options += ["--trainer.default_root_dir", tmp_path / "runs"]
     options += ["--trainer.accelerator", "cpu", "--trainer.devices", 1, "--seed_everything", 0]
     first = run_cli("fit", *options, "--stop_after_task", 0)
     assert first.code == 0, first.stderr
@@ -367,11 +360,6 @@ def test_a_stream_with_sounds_is_trained_stopped_and_resumed(run_cli, tmp_path):
     results = json.loads((tmp_path / "runs/version_0/results.json").read_text())
     assert results["status"] == "complete"
     assert results["class_names"][0] in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    other = run_cli(
-        "fit", *options, "--ckpt_path", tmp_path / "runs/version_0/checkpoints/task_0.ckpt", "--data.pair_seed", 5
-    )
-    assert other.code != 0
-    assert "another set of training images" in other.stderr
 
 
 @pytest.mark.data
