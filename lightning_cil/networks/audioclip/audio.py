@@ -7,7 +7,6 @@ Departure: the kernel of the transform is kept while nothing trains it.
 """
 
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from lightning_cil.networks.audioclip.front_ends import (
     FrontEndKind,
     MFCCFrontEnd,
     blackman_harris,
+    check_front_end,
     fbsp_spectrogram,
     stft_spectrogram,
 )
@@ -120,6 +120,7 @@ class ESResNeXt(nn.Module):
 
     Raises:
         ValueError: If a choice is unknown.
+        ImportError: If the front end needs torchaudio, which is not installed.
     """
 
     window: Tensor
@@ -140,10 +141,7 @@ class ESResNeXt(nn.Module):
         normalize_gradients: bool = True,
     ) -> None:
         super().__init__()
-        if front_end not in get_args(FrontEndKind):
-            raise ValueError(
-                f"ESResNeXt got `front_end={front_end!r}`, expected one of {', '.join(get_args(FrontEndKind))}."
-            )
+        check_front_end(front_end)
         if batch_norm not in ("running", "batch"):
             raise ValueError(f"ESResNeXt got `batch_norm={batch_norm!r}`, expected 'running' or 'batch'.")
         self.front_end = front_end

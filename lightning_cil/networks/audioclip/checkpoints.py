@@ -5,6 +5,7 @@ Nothing is downloaded. Where the files are: AudioCLIP's at https://github.com/An
 converted once), Hugging Face's as `model.safetensors` of https://huggingface.co/openai/clip-vit-base-patch16.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from lightning_cil.networks.audioclip.layouts import unify
 from lightning_cil.networks.audioclip.model import AudioCLIP
 from lightning_cil.networks.audioclip.text import TextTower
+from lightning_cil.networks.audioclip.transformer import QuickGELU
 from lightning_cil.networks.weight_files import read_state_dict, sha256, some
 
 TowerName = Literal["image", "text", "audio"]
@@ -104,8 +106,8 @@ def load_checkpoint(
     `fc` keeps its values and must be trained.
 
     The published weights of CLIP and AudioCLIP use the towers' QuickGELU. Weights trained with another activation (some
-    of open_clip's, `gelu` in a Hugging Face config) need `activation="gelu"` when the towers are made; their file does
-    not tell.
+    of open_clip's, `gelu` in a Hugging Face config) need `activation="gelu"` when the towers are made. A
+    `config.json` of Hugging Face beside the file is compared; other files do not tell.
 
     Args:
         model: Takes the values; it is unchanged if the file does not fit.
@@ -129,6 +131,8 @@ def load_checkpoint(
     digest = sha256(path)
     layout, state = _read(path, argument, digest, verify)
     left_out = _drop_classifier(state, layout)
+    if layout == "huggingface":
+        _check_activation(model, path, given)
     present = {tower: any(name.startswith(f"{tower}.") for name in state) for tower in get_args(TowerName)}
     if absent := [tower for tower in wanted if not present[tower]]:
         has = [tower for tower, there in present.items() if there]
@@ -244,6 +248,21 @@ def _drop_classifier(state: dict[str, Tensor], layout: str) -> list[str]:
     for name in names:
         del state[name]
     return names
+
+
+def _check_activation(model: AudioCLIP, path: Path, given: str) -> None:
+    """Refuse weights whose config, beside them, names another activation than the towers have."""
+    config = path.with_name("config.json")
+    if not config.is_file():
+        return
+    parts = json.loads(config.read_text(encoding="utf-8"))
+    named = {parts.get(f"{part}_config", {}).get("hidden_act", "quick_gelu") for part in ("text", "vision")}
+    have = {"quick_gelu" if isinstance(block.mlp.gelu, QuickGELU) else "gelu" for block in model.blocks().values()}
+    if named != have:
+        raise ValueError(
+            f"{given} was trained with the activation {', '.join(sorted(named))} ({config}), but the towers have "
+            f"{', '.join(sorted(have))}, expected the same: set `activation` of the towers to that of the weights."
+        )
 
 
 def _advice(wanted: Sequence[str]) -> str:

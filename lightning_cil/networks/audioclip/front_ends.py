@@ -12,7 +12,8 @@ which a frozen tower's BatchNorm does not absorb.
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Any, Literal
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -213,3 +214,21 @@ class MFCCFrontEnd(nn.Module):
         coefficients = self.transform(to_unit(wave.flatten(0, 1).float()))
         first = compute_deltas(coefficients)
         return torch.stack([coefficients, first, compute_deltas(first)], dim=1)
+
+
+def check_front_end(front_end: str) -> None:
+    """Refuse a front end that is unknown or that lacks what it needs.
+
+    Raises:
+        ValueError: If it is unknown.
+        ImportError: If it needs torchaudio, which is imported only where it is needed.
+    """
+    if front_end not in get_args(FrontEndKind):
+        raise ValueError(
+            f"ESResNeXt got `front_end={front_end!r}`, expected one of {', '.join(get_args(FrontEndKind))}."
+        )
+    if front_end != "fbsp" and find_spec("torchaudio") is None:
+        raise ImportError(
+            f"`front_end={front_end!r}` needs torchaudio, which is not installed: `pip install lightning-cil[audio]`, "
+            "or take `front_end: fbsp`."
+        )

@@ -1,5 +1,6 @@
 """Random weights in the published layouts load, and give what independent implementations give."""
 
+import json
 import re
 import warnings
 import zipfile
@@ -138,6 +139,18 @@ def test_same_features_as_transformers(huggingface, tmp_path, layout):
     torch.testing.assert_close(ours.encode_image(image, normalize=False), vision, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.encode_text(tokens, normalize=False), text, rtol=1e-4, atol=1e-4)
     assert ours.logit_scale.item() == pytest.approx(huggingface.logit_scale.item())
+
+
+@pytest.mark.parametrize(("named", "fits"), [("quick_gelu", True), ("gelu", False)])
+def test_activation_of_the_config_beside_it(huggingface, tmp_path, named, fits):
+    path = write(huggingface, tmp_path, "huggingface")
+    config = {"text_config": {"hidden_act": named}, "vision_config": {"hidden_act": named}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if fits:
+        load_checkpoint(model(), path, towers=["image", "text"])
+    else:
+        with pytest.raises(ValueError, match=r"the activation gelu .*, but the towers have quick_gelu"):
+            load_checkpoint(model(), path, towers=["image", "text"])
 
 
 class TestAudioCLIPFiles:

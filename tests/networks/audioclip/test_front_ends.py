@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_cil.networks.audioclip import front_ends
 from lightning_cil.networks.audioclip.audio import ESResNeXt
 from lightning_cil.networks.audioclip.front_ends import FBSP, blackman_harris, decibels, frame, split_bands, to_unit
 
@@ -231,6 +232,12 @@ class TestOtherFrontEnds:
     @pytest.mark.parametrize("front_end", ["stft", "mfcc"])
     def test_have_nothing_of_the_wavelets(self, front_end):
         assert not any(name.startswith("fbsp") for name, _ in tower(front_end).named_parameters())
+
+    @pytest.mark.parametrize("front_end", ["stft", "mfcc"])
+    def test_need_torchaudio(self, front_end, monkeypatch):
+        monkeypatch.setattr(front_ends, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match=r"needs torchaudio.*pip install lightning-cil\[audio\]"):
+            tower(front_end)
 
     def test_unknown(self):
         with pytest.raises(ValueError, match="`front_end='mel'`, expected one of fbsp, stft, mfcc"):
