@@ -93,8 +93,18 @@ def loader_of(labels: range) -> DataLoader:
     return DataLoader(TensorDataset(x[keep].float() / 16, y[keep]), batch_size=32)
 
 
+def imagenet_esc(root: Path) -> dict[str, Any]:
+    formats.write_esc50(root / "esc")
+    formats.write_imagenet_esc(root / "images", num_pairs=27, train=1)
+    return {"esc_root": root / "esc", "image_root": root / "images", "image_size": 16, "num_workers": 0, **TINY_SOUND}
+
+
+TINY_SOUND = {"sample_rate": 8_000, "seconds": 0.05}
+
 TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "AricLike": lambda root: {"root": formats.write_aric(root), "image_size": 16, "num_workers": 0, **TINY_SOUND},
     "ImageFolderTasks": lambda root: {**written(formats.write_image_folder)(root), "num_workers": 0},
+    "ImageNetESC": imagenet_esc,
     "ManifestTasks": manifest,
     "MultiLabelCOCO": lambda root: {**written(formats.write_coco)(root), "image_size": 16, "num_workers": 0},
     "MultiLabelDigits": lambda root: {"train_images": 200, "test_images": 60},
@@ -105,6 +115,7 @@ TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "SplitFashionMNIST": written(formats.write_mnist, folder="FashionMNIST/raw"),
     "SplitImageNet": lambda root: {**written(formats.write_imagenet, test=1)(root), "num_workers": 0},
     "SplitMNIST": written(formats.write_mnist),
+    "SpokenDigits": lambda root: {"root": formats.write_fsdd(root), "test_takes": "[0]", **TINY_SOUND},
     "SplitTinyImageNet": written(formats.write_tiny_imagenet, size=16),
 }
 """Class of a config's data -> writes them below a folder and returns the arguments to read them from there."""

@@ -375,7 +375,9 @@ class FileListTasks(IncrementalDataModule, ABC):
         fits = total <= (SMALL_MEMORY_BYTES if image_size <= SMALL_SIDE else MEMORY_BYTES)
         self.in_memory = (fits and not self.resized_crop) if in_memory is None else in_memory
 
-    def pair_sounds(self, train: Sequence[str], test: Sequence[str], form: AudioFormat, memory_budget: int) -> None:
+    def pair_sounds(
+        self, train: Sequence[str], test: Sequence[str], form: AudioFormat, memory_budget: int, chosen: str = ""
+    ) -> None:
         """Give every sample a sound file; a subclass calls it at the end of its construction.
 
         Args:
@@ -383,10 +385,11 @@ class FileListTasks(IncrementalDataModule, ABC):
             test: One for each test image.
             form: What the sounds are brought to.
             memory_budget: See `AudioClips`.
+            chosen: See `Sounds`.
         """
         paths, index = number_clips([train, test])
         clips = AudioClips(paths, form, memory_budget)
-        self.sounds = {name: Sounds(clips, part) for name, part in zip(("train", "test"), index, strict=True)}
+        self.sounds = {name: Sounds(clips, part, chosen) for name, part in zip(("train", "test"), index, strict=True)}
 
     def load_split(self, train: bool) -> ImageSplit:
         """See `IncrementalDataModule.load_split`."""

@@ -113,7 +113,7 @@ IMAGENET_ESC = (
     ("n02917067", 466, "high-speed train", "train", 45, True),
     ("n02951585", 473, "can opener", "can_opening", 34, False),
     ("n03000684", 491, "chainsaw", "chainsaw", 41, True),
-    ("n03028079", 497, "church", "church_bells", 46, True),
+    ("n03028079", 497, "church", "church_bells", 46, False),
     ("n03085013", 508, "computer keyboard", "keyboard_typing", 32, True),
     ("n03196217", 530, "digital clock", "clock_alarm", 37, True),
     ("n03347037", 556, "fire screen", "crackling_fire", 12, False),

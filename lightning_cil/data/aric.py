@@ -30,8 +30,8 @@ class AricLike(FileListTasks):
     https://arxiv.org/abs/2410.12337, whose pictures are not public; the class list and the splits of the "miniARIC" of
     https://arxiv.org/abs/2506.09999 are not known. Columns of the list: `image`, `x1`, `y1`, `x2`, `y2` (pixels of
     the box: first corner included, last one not), `wav`, `label`, `split` (`train` or `test`); paths are relative to
-    `root` or absolute. Class ids follow the sorted labels. For MFCC features of the sounds choose the audio tower's front end
-    `mfcc`, which takes the 16 kHz that are the default here.
+    `root` or absolute. Class ids follow the sorted labels. For MFCC features of the sounds choose the audio tower's
+    front end `mfcc`, which takes the 16 kHz that are the default here.
 
     Args:
         root: Folder of the files.
@@ -129,7 +129,7 @@ class AricLike(FileListTasks):
             split_seed=split_seed,
         )
         self._boxes = boxes
-        self.pair_sounds(sounds["train"], sounds["test"], form, audio_memory)
+        self.pair_sounds(sounds["train"], sounds["test"], form, audio_memory, f"{per_class} {subset_seed}")
 
     def load_split(self, train: bool) -> ImageSplit:
         """See `IncrementalDataModule.load_split`."""

@@ -136,12 +136,19 @@ class Sounds:
     Args:
         clips: Of the whole data set.
         index: long `[N]`: number of each sample's clip.
+        chosen: How the pairs were chosen, for `identity`.
         wanted: Whether batches have the sounds themselves.
     """
 
     clips: AudioClips
     index: Tensor
+    chosen: str = ""
     wanted: bool = True
+
+    def identity(self) -> bytes:
+        """What tells one pairing from another: the form, how pairs were chosen, and each sample's file name."""
+        names = [os.path.basename(self.clips.paths[clip]) for clip in self.index.tolist()]
+        return "|".join([str(self.clips.form), self.chosen, *names]).encode()
 
     def columns(self, samples: Tensor) -> dict[str, Tensor]:
         """What a batch has of these samples: `clip`, and `audio` if it is wanted."""
@@ -154,7 +161,7 @@ class Sounds:
 
 
 def number_clips(files: Sequence[Sequence[str]]) -> tuple[list[str], list[Tensor]]:
-    """Number files, those of several splits together.
+    """Number files in their sorted order, those of several splits together.
 
     Args:
         files: The file of each sample, for each split; a file may come several times.
@@ -162,9 +169,9 @@ def number_clips(files: Sequence[Sequence[str]]) -> tuple[list[str], list[Tensor
     Returns:
         Every file once, and the number of each sample's, long, for each split.
     """
-    numbers: dict[str, int] = {}
-    index = [torch.tensor([numbers.setdefault(f, len(numbers)) for f in part], dtype=torch.int64) for part in files]
-    return list(numbers), index
+    paths = sorted({file for part in files for file in part})
+    numbers = {path: number for number, path in enumerate(paths)}
+    return paths, [torch.tensor([numbers[file] for file in part], dtype=torch.int64) for part in files]
 
 
 def to_float(audio: Tensor) -> Tensor:

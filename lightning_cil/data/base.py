@@ -387,7 +387,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
         digest = hashlib.sha256(self._splits["train"].targets.numpy().tobytes())
         sounds = self._splits["train"].sounds
         if sounds is not None:
-            digest.update(sounds.index.numpy().tobytes())
+            digest.update(sounds.identity())
         return digest.hexdigest()[:16]
 
     def order_hash(self) -> str:

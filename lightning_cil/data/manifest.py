@@ -24,10 +24,10 @@ class ManifestTasks(FileListTasks):
 
     The list is a csv file with a header, or a jsonl file with one object a line; each row has `image` (a path, relative
     to the list's folder or absolute), `label` (one class, a word or a whole number) and `split` (`train`, `test`, or
-    `val`: held out). Optional columns are `audio` (a sound file; all rows or none) and `text` (a description; those of a
-    class's training rows are its texts, `class_texts`). Other columns are not read; a repeated row counts once. Class ids follow the sorted labels, by
-    value when all are whole numbers. Every image becomes a colour image of one size: shorter side to `image_size`,
-    centre crop.
+    `val`: held out). Optional columns are `audio` (a sound file; all rows or none) and `text` (a description; those of
+    a class's training rows are its texts, `class_texts`). Other columns are not read; a repeated row counts once. Class
+    ids follow the sorted labels, by value when all are whole numbers. Every image becomes a colour image of one size:
+    shorter side to `image_size`, centre crop.
 
     With `labels` in place of `label` the stream is multi-label: several in one row, separated by `|` or `;`, in jsonl a
     list; none where it is empty. An image is then in every task of which it has a class, with that task's labels only.

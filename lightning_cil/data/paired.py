@@ -212,7 +212,7 @@ class ImageNetESC(FileListTasks):
         )
         self._fixed = ResizeCrop(image_size, image_size, bicubic=True)
         sounds = {split: [clips[split].paths[i] for _, i in found] for split, found in pairs.items()}
-        self.pair_sounds(sounds["train"], sounds["test"], form, audio_memory)
+        self.pair_sounds(sounds["train"], sounds["test"], form, audio_memory, f"{pair_by} {max_pairs} {pair_seed}")
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         """See `IncrementalDataModule.prepare_image`; needs no data."""

@@ -132,7 +132,8 @@ class SpokenDigits(IncrementalDataModule):
         images = torch.nn.functional.interpolate(images, (self.image_size,) * 2, mode="bilinear", antialias=True)
         images = images.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
         result = TensorImages(images, pictures.targets[chosen], 10, f"{pictures.source} with {self.root} ({split})")
-        result.sounds = Sounds(self._clips, torch.tensor([numbers[clip] for _, clip in found]))
+        index = torch.tensor([numbers[clip] for _, clip in found])
+        result.sounds = Sounds(self._clips, index, f"{self.pair_by} {self.max_pairs} {self.pair_seed}")
         return result
 
     @staticmethod

@@ -457,6 +457,29 @@ def write_fsdd(
     return root
 
 
+def write_aric(
+    root: Path, classes: Sequence[str] = ("reading", "writing", "standing", "sleeping"), train: int = 3, test: int = 2
+) -> Path:
+    """`manifest.csv`, pictures and sounds; two boxes in each picture: halves of different colours and labels."""
+    rows = []
+    for split, count in (("train", train), ("test", test)):
+        for i in range(count):
+            for first in range(0, len(classes), 2):
+                halves = make_images([first, first + 1], 20, seed=i)
+                name = f"{split}_{i}_{first}"
+                write_files(root, {f"image/{name}.png": png(np.concatenate(list(halves), axis=2))})
+                write_sound(root / f"audio/{name}.wav", make_wave(first, i, 0.05, 8_000), 8_000)
+                rows += [
+                    {
+                        "image": f"image/{name}.png", "x1": 20 * side, "y1": 0, "x2": 20 * side + 20, "y2": 20,
+                        "wav": f"audio/{name}.wav", "label": classes[first + side], "split": split,
+                    }
+                    for side in (0, 1)
+                ]  # fmt: skip
+    write_rows(root / "manifest.csv", rows)
+    return root
+
+
 # ---------------------------------------------------------------------- image folders, lists
 
 

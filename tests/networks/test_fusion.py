@@ -168,6 +168,22 @@ def test_calibration_chooses_once_and_is_kept_by_checkpoints():
     torch.testing.assert_close(other(visual, audio)[below], unit(visual)[below])
 
 
+@pytest.mark.parametrize("attention", ["stacked", "projected", "channel"])
+def test_nothing_is_read_back_from_another_device(attention):
+    """On the meta device there are no values: `.item()` or a branch on them would fail."""
+    with torch.device("meta"):
+        fusion = AAVFM(6, attention=attention, mask_mode="bypass")
+        assert fusion(torch.empty(5, 6), torch.empty(5, 6)).device.type == "meta"
+
+
+def test_half_precision_fuses():
+    fusion = trained(AAVFM(6, threshold=0.0))
+    visual, audio = features()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = fusion(visual, audio)
+    torch.testing.assert_close(half.float(), fusion(visual, audio), atol=0.1, rtol=0.1)
+
+
 def test_predictions_do_not_depend_on_the_batch():
     fusion = trained(AAVFM(6, threshold=0.0))
     visual, audio = features()

@@ -15,6 +15,7 @@ from lightning_cil.networks.audioclip.transformer import Block
 from lightning_cil.networks.mife import Mixtures
 from lightning_cil.networks.moe_lora import MoEAdapter
 from lightning_cil.networks.peft_format import load_peft, save_peft
+from tests.ranks import all_well, run_ranks
 
 PLAIN = {"noisy": False, "dropout": 0.0, "router_std": 1.0}
 
@@ -342,6 +343,78 @@ def test_peft_files_that_do_not_fit_are_refused(tmp_path):
         load_peft(mixtures, tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="LoRA pairs only"):
         save_peft(MIFE.moe_clip(rank=4).insert(small()), tmp_path)
+
+
+class Stack(nn.Module):
+    """The blocks of one tower with mixtures that only some experts of which are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers = Towers(((8, 2), (8, 0)))
+        mixtures = MIFE(rank=2, num_experts=6, top_k=1, towers="image", **PLAIN).insert(self.towers)
+        for part in mixtures.adapters.values():
+            spread(part)
+        self.mixtures = mixtures
+
+    def forward(self, h):
+        for block in self.towers.blocks().values():
+            h = block(h)
+        return h
+
+
+def step(model: nn.Module, stack: Stack, h: torch.Tensor, reduce=None) -> dict[str, torch.Tensor]:
+    """The state after a step of SGD."""
+    optimizer = torch.optim.SGD(list(stack.mixtures.parameters()), lr=0.01)
+    (model(h).square().sum() / len(h)).backward()
+    assert all(p.grad is not None for p in stack.mixtures.parameters())
+    optimizer.step()
+    stack.mixtures.merge_counts(reduce)
+    return stack.state_dict()
+
+
+def rank_step(folder) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(0)
+    stack = Stack()
+
+    def reduce(counts):
+        torch.distributed.all_reduce(counts)
+        return counts
+
+    state = step(nn.parallel.DistributedDataParallel(stack), stack, batch(4)[0][2 * rank : 2 * rank + 2], reduce)
+    torch.save(state, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_with_unused_experts_equal_one_process(tmp_path):
+    assert all_well(run_ranks(lambda: rank_step(tmp_path), tmp_path))
+    torch.manual_seed(0)
+    stack = Stack()
+    expected = step(stack, stack, batch(4)[0])
+    counts = [part.usage for part in stack.mixtures.adapters.values()]
+    assert all(usage.sum() == 4 and (usage == 0).any() for usage in counts)
+    for rank in range(2):
+        for name, value in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items():
+            torch.testing.assert_close(value, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("options", [{"balance_weight": 0.1}, {"activation": "relu", "bias": True}])
+def test_nothing_is_read_back_from_another_device(options):
+    """On the meta device there are no values: `.item()` or a branch on them would fail."""
+    with torch.device("meta"):
+        module = MoEAdapter(8, rank=3, **options)
+        assert module(torch.empty(5, 4, 8), torch.empty(5, 8)).shape == (5, 4, 8)
+        module.selected = torch.zeros(5, dtype=torch.int64)
+        assert module(torch.empty(5, 4, 8), torch.empty(5, 8)).device.type == "meta"
+
+
+def test_half_precision_computes_gates_and_branch():
+    module = adapter()
+    h, token = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = module(h, token)
+    torch.testing.assert_close(half.float(), module(h, token), atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize(
