@@ -16,6 +16,7 @@ from lightning_cil.callbacks.features import extract_features
 from lightning_cil.callbacks.stream_state import StreamState, stream_state
 from lightning_cil.replay import (
     ExemplarStore,
+    Remainder,
     class_quotas,
     draw_rows,
     first_per_class,
@@ -68,6 +69,8 @@ class ReplayBuffer(StreamCallback):
         columns: What is stored beside image and label: keys of the dict that `training_step` returns, each `[B, …]`
             (`update='batch'` only), such as the logits of the augmented images.
         num_draws: Independent draws a step, each of `batch_size`.
+        remainder: What becomes of the part of `total` that the classes cannot share equally: `first_classes`: they have
+            one exemplar more; `unused`: nothing, as in iCaRL, so that a budget below the number of classes holds none.
         seed: Of a stock fit; a stream has its own.
 
     Raises:
@@ -87,6 +90,7 @@ class ReplayBuffer(StreamCallback):
         allow_missing_classes: bool = False,
         columns: Sequence[str] = (),
         num_draws: int = 1,
+        remainder: Remainder = "first_classes",
         seed: int = 0,
     ) -> None:
         if (total is None) == (per_class is None):
@@ -114,8 +118,15 @@ class ReplayBuffer(StreamCallback):
             )
         if num_draws < 1:
             raise ValueError(f"`num_draws={num_draws}`: expected at least 1 draw a step.")
+        shared = total is not None and selection != "reservoir"
+        if remainder not in ("first_classes", "unused") or (remainder == "unused" and not shared):
+            raise ValueError(
+                f"got `remainder={remainder!r}` with `selection={selection!r}`, `per_class={per_class}`; expected "
+                "'first_classes', or 'unused' where equal shares of `total` leave something over."
+            )
         self.total = total
         self.per_class = per_class
+        self.remainder: Remainder = remainder
         self.selection: Selection = selection
         self.update = update
         self.batch_size = batch_size
@@ -305,7 +316,7 @@ class ReplayBuffer(StreamCallback):
         if self.per_class is not None:
             return torch.full((num_seen,), self.per_class)
         assert self.total is not None
-        return class_quotas(self.total, num_seen)
+        return class_quotas(self.total, num_seen, self.remainder)
 
     def _offer_indices(self, trainer: Trainer, index: Tensor, target: Tensor, task: Tensor) -> None:
         rows, slots = self._reservoir(len(index), self._seed(trainer))

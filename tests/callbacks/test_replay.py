@@ -553,6 +553,9 @@ def test_classes_that_come_again_stay_within_the_budget(selection: Any, budget: 
         ({"total": 5, "selection": "random"}, "expected 'reservoir', 'balanced', 'herding' or"),
         ({"per_class": 5}, "a?reservoir.* has no classes"),
         ({"total": 5, "selection": "herding", "update": "batch"}, "only a reservoir fills batch by batch"),
+        ({"total": 5, "remainder": "unused"}, "`remainder='unused'` with `selection='reservoir'`"),
+        ({"per_class": 5, "selection": "herding", "remainder": "unused"}, "equal shares of `total`"),
+        ({"total": 5, "selection": "herding", "remainder": "last"}, "`remainder='last'`.*expected 'first_classes'"),
     ],
 )
 def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
