@@ -150,6 +150,11 @@ def test_a_pair_of_configs_runs(case, tiny, run_cli, tmp_path):
         assert run.task_sizes == (1,) * len(cell.protocol.task_sizes)
         cell = dataclasses.replace(cell, protocol=dataclasses.replace(cell.protocol, task_sizes=run.task_sizes))
     assert cell.fits(Group(cell.label, (run,)))
+    if cell.protocol.data == "SplitCIFAR100":  # tiny data have two images of a class
+        kept = min(cell.memory or 0, 2 * sum(run.task_sizes[:2]))
+        assert run.bytes["images"] == kept * 3 * 32 * 32
+    else:
+        assert bool(run.bytes["images"]) == bool(cell.memory)
 
 
 @pytest.mark.parametrize("case", PARSED, ids=case_id)
