@@ -73,17 +73,14 @@ class ReplayBuffer(StreamCallback):
         columns: What is stored beside image and label: keys of the dict that `training_step` returns, each `[B, …]`
             (`update='batch'` only), such as the logits of the augmented images.
         num_draws: Independent draws a step, each of `batch_size`.
-<<<<<<< HEAD
         repeat: Whether a batch that asks for more exemplars than there are has some of them more than once; otherwise
             it gets as many as there are.
         grow: A reservoir with `per_class` grows with the classes seen: the first samples of a task fill the new room.
             Otherwise it has its full size from the first task on.
         dedupe: Store each image once (multi-label, where it comes again in other tasks): what a later task annotates
             in a stored image is added to its labels.
-=======
         remainder: What becomes of the part of `total` that the classes cannot share equally: `first_classes`: they have
             one exemplar more; `unused`: nothing, as in iCaRL, so that a budget below the number of classes holds none.
->>>>>>> nfltables
         seed: Of a stock fit; a stream has its own.
 
     Raises:
@@ -103,13 +100,10 @@ class ReplayBuffer(StreamCallback):
         allow_missing_classes: bool = False,
         columns: Sequence[str] = (),
         num_draws: int = 1,
-<<<<<<< HEAD
         repeat: bool = True,
         grow: bool = False,
         dedupe: bool = False,
-=======
         remainder: Remainder = "first_classes",
->>>>>>> nfltables
         seed: int = 0,
     ) -> None:
         if (total is None) == (per_class is None):
