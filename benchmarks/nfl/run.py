@@ -75,7 +75,7 @@ ABLATION: dict[str, tuple[str, list[str]]] = {
     "NFL, recorded targets": (NFL, [*steps(), "--model.targets=recorded"]),
     "NFL, step 3 from random weights": (NFL, [*steps(), "--model.step3_init=random"]),
 }
-"""Tasks 2 and 3 anew: each goes on from the first task of the cell, which is the same for all."""
+"""The second task anew: each goes on from the first task of the cell, which is the same for all."""
 
 RANDOM = "NFL, step 3 from random weights"
 """Its checkpoint must have the first weights, so that it trains the first task itself."""
@@ -99,7 +99,7 @@ def command(name: str, seed: int, out: Path, data: Path, ablation: bool) -> list
         *[sys.executable, "-m", "lightning_cil", "fit"],
         *["--config", str(EXAMPLES / f"{method}.yaml"), "--config", str(HERE / "base.yaml")],
         *options,
-        *(["--stop_after_task=2"] if ablation else []),
+        *(["--stop_after_task=1"] if ablation else []),
         *[f"--seed_everything={seed}", f"--data.root={data}", f"--trainer.default_root_dir={folder}"],
         *["--ckpt_path", start],
     ]
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.dry_run:
             print(" ".join(line))
             return 0
-        if done(folder, 3 if args.ablation else 10):
+        if done(folder, 2 if args.ablation else 10):
             return 0
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("a") as log:
