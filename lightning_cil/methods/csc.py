@@ -1,8 +1,8 @@
 """`CSC`: a graph of classes that grows, and calibrated confidence.
 
 Paper: Du, Zhou, Lyu, Li, Lu, Liu, Confidence Self-Calibration for Multi-Label Class-Incremental Learning, ECCV 2024,
-https://arxiv.org/abs/2403.12559, from the authors' code, https://github.com/Kaile-Du/CSC; no equation is cited. Memory:
-none beside the old model during a task.
+https://arxiv.org/abs/2403.12559, from the code https://github.com/Kaile-Du/CSC; no equation. Memory: none beside
+the old model during a task.
 
 | term | function |
 |---|---|

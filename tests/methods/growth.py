@@ -82,7 +82,7 @@ def check_resume(root: Path, kind: type[MultiLabelModule], **options: Any) -> No
     ends, found = [], []
     for name in ("straight", "resumed"):
         module = make(kind, **options)
-        data = digits(train_images=60, test_images=30)
+        data = digits(train_images=60, test_images=30, batch_size=8)
         ckpt_path = str(path) if name == "resumed" else None
         trainer = fit(root / name, module, data, [Recorder(look)], ckpt_path=ckpt_path)
         ends.append(module.state_dict())
