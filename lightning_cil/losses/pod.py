@@ -26,8 +26,8 @@ def pod_spatial(old_maps: Sequence[Tensor], new_maps: Sequence[Tensor]) -> Float
     Σ_b ‖ n(h_old) - n(h_new) ‖ / B,   h = [Σ_w a², Σ_h a²],   n(v) = v / ‖v‖
     ```
 
-    Source: PODNet ("POD-spatial"), https://arxiv.org/abs/2004.13513, whose code squares the maps and takes the distance,
-    not its square.
+    Source: PODNet ("POD-spatial"), https://arxiv.org/abs/2004.13513, whose code squares the maps and takes the
+    distance, not its square.
 
     Args:
         old_maps: Of the old body, float `[batch, channels, height, width]` for each stage. No gradient flows into them.

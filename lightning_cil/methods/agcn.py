@@ -113,7 +113,8 @@ class AGCN(MultiLabelModule):
         return [Teacher()]
 
     def on_stream_start(self, resumed: bool) -> None:
-        """Say so when the word vectors mean nothing."""
+        """Refuse callbacks that the method does not use; say so when the word vectors mean nothing."""
+        self.check_callbacks(exemplars=False)
         if self.vectors is None:
             rank_zero_warn(
                 "AGCN has no word vectors and draws random ones, so that its graph starts without the classes' "

@@ -87,6 +87,10 @@ class CSC(MultiLabelModule):
         """The old model."""
         return [Teacher()]
 
+    def on_stream_start(self, resumed: bool) -> None:
+        """Refuse callbacks that the method does not use."""
+        self.check_callbacks(exemplars=False)
+
     def terms(self, batch: Batch, logits: Tensor, replay_logits: Tensor | None) -> dict[str, Tensor]:
         """α BCE + (1 - α) KD + β Σ p ln p."""
         new, old = self.known_bce(batch, logits), self.old_class_kd(batch, logits)

@@ -168,7 +168,8 @@ class KRT(MultiLabelModule):
     # ------------------------------------------------------------------ pseudo-labels
 
     def on_stream_start(self, resumed: bool) -> None:
-        """A new stream starts without thresholds."""
+        """A new stream starts without thresholds; refuse callbacks that the method does not use."""
+        self.check_callbacks(exemplars=False, outputs=True)
         if not resumed:
             self._found = []
 

@@ -80,6 +80,10 @@ class L2P(MultiLabelModule):
         """One stage on the pool and the head."""
         return [self.stage_of(task, "train", train=["backbone.pool.*", "head.*"])]
 
+    def on_stream_start(self, resumed: bool) -> None:
+        """Refuse callbacks that the method does not use."""
+        self.check_callbacks(exemplars=False)
+
     def logits_together(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits of the images; the cosines of their keys join the batch."""
         features, cosines = self.through_backbone(batch["image"], with_cosines=True)

@@ -92,6 +92,10 @@ class MLPODNet(MultiLabelModule):
         """The memory, and the old model with its maps."""
         return [ReplayBuffer(per_class=EXEMPLARS_PER_CLASS, repeat=False), Teacher(outputs=True)]
 
+    def on_stream_start(self, resumed: bool) -> None:
+        """Refuse callbacks that the method does not use."""
+        self.check_callbacks(exemplars=True, outputs=True)
+
     def teacher_outputs(self, image: Tensor) -> dict[str, Tensor]:
         """Logits `[B, seen]` of images, their features `[B, dim]`, and the maps of all stages, `map0` first."""
         features, maps = self.through_backbone(image, stages=True)
