@@ -271,7 +271,8 @@ class MultiLabelModule(IncrementalModule):
         filtered = target.any(dim=1)
         found = summarise_scores(logits[filtered], target[filtered])
         if self._row is None:
-            logged = {f"test/{name}": found["0.8"][name] for name in HEADLINES} | {"test/mAP": found["mAP"]}
+            at_threshold = found.get("0.8", dict.fromkeys(HEADLINES, 0.0))  # no image has a class seen
+            logged = {f"test/{name}": at_threshold[name] for name in HEADLINES} | {"test/mAP": found["mAP"] or 0.0}
             for scenario, (total, count) in self._sums.items():
                 each = (total / count).tolist()
                 logged |= {f"test/{scenario}/task_{j}": v for j, v in enumerate(each)}
@@ -331,8 +332,8 @@ class MultiLabelModule(IncrementalModule):
         self._scores["val"].reset()
         loss = F.binary_cross_entropy_with_logits(logits.float(), target.float())
         sums = self._tasks_summed(logits, target)
-        means = {f"val/{s}": (total.sum() / count.sum()).float() for s, (total, count) in sums.items()}
-        self.log_dict({"val/loss": loss, **means}, sync_dist=True)  # the same on all ranks
+        means = {f"val/{s}": (total.sum() / count.sum()).item() for s, (total, count) in sums.items()}
+        self.log_dict({"val/loss": loss.item(), **means}, sync_dist=True)  # the same on all ranks
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Probability of each class, `[B, seen]`, float32; they do not add up to 1."""
