@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -82,13 +83,20 @@ def check_resume(root: Path, kind: type[MultiLabelModule], **options: Any) -> No
     ends, found = [], []
     for name in ("straight", "resumed"):
         module = make(kind, **options)
-        data = digits(train_images=60, test_images=30)
+        data = digits(train_images=60, test_images=30, batch_size=8)
         ckpt_path = str(path) if name == "resumed" else None
         trainer = fit(root / name, module, data, [Recorder(look)], ckpt_path=ckpt_path)
         ends.append(module.state_dict())
         found.append({key: results(trainer).get(key) for key in ("matrix", "pseudo_labels")})
     assert found[0] == found[1]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def check_refusal(root: Path, module: MultiLabelModule, callback: Any) -> None:
+    """A memory or an old model that the method would not use is an error before anything is trained."""
+    name = type(module).__name__
+    with pytest.raises(ValueError, match=rf"{name} (uses no exemplars|got a `Teacher` with `outputs=).*Take"):
+        fit(root, module, digits(train_images=60, test_images=30), [callback])
 
 
 BUFFERS = {"sizes", "vectors", "matrix", "counts", "previous"}
