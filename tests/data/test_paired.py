@@ -290,6 +290,12 @@ def test_a_broken_sound_is_found_at_the_start(tmp_path):
         data.setup("fit")
 
 
+def test_sounds_of_another_rate_can_be_refused(esc):
+    ready(esc19(esc, sample_rate=4_000))
+    with pytest.raises(ValueError, match="has 8000 Hz; expected 4000 Hz"):
+        esc19(esc, sample_rate=4_000, resample=False).setup("fit")
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("tasks", [3, 6])
 def test_the_packs_make_a_stream_of_19_classes(tasks):
