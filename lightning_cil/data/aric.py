@@ -44,9 +44,10 @@ class AricLike(FileListTasks):
         augment: `crop`: mirrored and shifted by up to an eighth of their size. `none`. Sounds are not augmented.
         mean: Channel means of pictures scaled to [0, 1]; CLIP's by default.
         std: Channel standard deviations of pictures scaled to [0, 1].
-        sample_rate: Of the sounds, in hertz; files with another one are resampled.
+        sample_rate: Of the sounds, in hertz.
         seconds: Length of the sounds: shorter ones are filled with zeros, longer ones are cut.
         place: Where: `end`, or `center` for both sides.
+        resample: Whether files of another rate are resampled; if not, they are refused.
         audio_memory: Bytes of sounds that are kept; the others are read anew each time.
         num_tasks: Number of tasks, of nearly equal size: the first ones get one class more. Default: 3.
         base: Classes of the first task (with `increment`).
@@ -76,6 +77,7 @@ class AricLike(FileListTasks):
         sample_rate: int = 16_000,
         seconds: float = 10.0,
         place: Place = "end",
+        resample: bool = True,
         audio_memory: int = MEMORY_BUDGET,
         num_tasks: int | None = None,
         base: int | None = None,
@@ -94,7 +96,7 @@ class AricLike(FileListTasks):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}={value}`: expected at least 1, or null for all.")
         source = Path(root) / manifest
-        form = AudioFormat(sample_rate, seconds, place)
+        form = AudioFormat(sample_rate, seconds, place, resample)
         names, files, boxes, sounds = _read(Path(root), source)
         for split, limit in (("train", per_class), ("test", test_per_class)):
             kept = _subset(files[split].targets, limit, subset_seed + (split == "test"))

@@ -42,9 +42,10 @@ class ManifestTasks(FileListTasks):
             random area of the file's own pixels is used (then they are decoded anew every epoch). `none`: neither.
         mean: Channel means of images scaled to [0, 1].
         std: Channel standard deviations of images scaled to [0, 1].
-        sample_rate: Of the sounds, in hertz; files with another one are resampled.
+        sample_rate: Of the sounds, in hertz.
         seconds: Length of the sounds: shorter ones are filled with zeros, longer ones are cut.
         place: Where: `end`, or `center` for both sides.
+        resample: Whether files of another rate are resampled; if not, they are refused.
         audio_memory: Bytes of sounds that are kept; the others are read anew each time.
         num_tasks: Number of equal tasks.
         base: Classes of the first task (with `increment`).
@@ -72,6 +73,7 @@ class ManifestTasks(FileListTasks):
         sample_rate: int = 44_100,
         seconds: float = 5.0,
         place: Place = "end",
+        resample: bool = True,
         audio_memory: int = MEMORY_BUDGET,
         num_tasks: int | None = None,
         base: int | None = None,
@@ -86,7 +88,7 @@ class ManifestTasks(FileListTasks):
         test_rule: TestRule = "seen",
     ) -> None:
         names, splits = read_manifest(Path(manifest))
-        form = AudioFormat(sample_rate, seconds, place)
+        form = AudioFormat(sample_rate, seconds, place, resample)
         sounds, texts = read_sounds(Path(manifest)), read_texts(Path(manifest))
         super().__init__(
             source=str(manifest),

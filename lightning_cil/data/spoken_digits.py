@@ -32,9 +32,10 @@ class SpokenDigits(IncrementalDataModule):
         pair_by: `images`: every picture once; `clips`: every sound once.
         max_pairs: Pairs of each class and split at most.
         pair_seed: Selects the pairs.
-        sample_rate: Of the sounds, in hertz; the files' 8 kHz are resampled to it.
+        sample_rate: Of the sounds, in hertz.
         seconds: Length of the sounds: shorter ones are filled with zeros, longer ones are cut.
         place: Where: `end`, or `center` for both sides.
+        resample: Whether files of another rate are resampled; if not, they are refused.
         audio_memory: Bytes of sounds that are kept; the others are read anew each time.
         num_tasks: Number of equal tasks; 5 when no other description is given.
         base: Classes of the first task (with `increment`).
@@ -61,6 +62,7 @@ class SpokenDigits(IncrementalDataModule):
         sample_rate: int = 8_000,
         seconds: float = 1.0,
         place: Place = "end",
+        resample: bool = True,
         audio_memory: int = MEMORY_BUDGET,
         num_tasks: int | None = None,
         base: int | None = None,
@@ -99,7 +101,7 @@ class SpokenDigits(IncrementalDataModule):
         if not files:
             how = "Clone https://github.com/Jakobovski/free-spoken-digit-dataset, or correct `root`."
             raise missing(self, "`recordings/*.wav`", [self.root], how)
-        self._clips = AudioClips(files, AudioFormat(sample_rate, seconds, place), audio_memory)
+        self._clips = AudioClips(files, AudioFormat(sample_rate, seconds, place, resample), audio_memory)
         self._digits, self._takes = zip(*(self._parse(file) for file in files), strict=True)
 
     def setup(self, stage: str) -> None:
