@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_cil.metrics.plots import COLOURS
 from lightning_cil.report.figures import (
-    COLOURS,
     HEIGHT,
     WIDTH,
     Picture,
