@@ -371,11 +371,13 @@ def child(side: str, method: str, steps: int, warmup: int, rounds: int) -> None:
     turn.send({"base": base, "peak": turns.memory("VmHWM")})
 
 
-def duel(sides: tuple[str, str], method: str, size: dict[str, int], threads: int) -> dict[str, Any]:
-    """Both sides in turns; ratios and memory."""
+def duel(
+    sides: tuple[str, str], method: str, size: dict[str, int], threads: int, program: str = __file__
+) -> dict[str, Any]:
+    """Both sides, of `program`'s children, in turns; ratios and memory."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     arguments = [str(size[n]) for n in ("steps", "warmup", "rounds")]
-    command = [sys.executable, __file__, "--child"]
+    command = [sys.executable, program, "--child"]
     contestants = [turns.Contestant(s, [*command, s, method, *arguments], environment) for s in sides]
     try:
         for c in contestants:

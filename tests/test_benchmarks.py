@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from lightning_cil.losses import negative_decay_bce, positive_decay_bce
 from tests.data.formats import write_cifar100
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -31,6 +33,57 @@ def test_step_overhead(script, capsys, tmp_path):
     assert set(results["gaps"]) >= {"between tasks, without evaluation", "between stages"}
     assert json.loads(path.read_text())["machine"] == results["machine"]
     assert capsys.readouterr().out.count("| --- | --- |") >= 3
+
+
+def test_step_of_rebll(script, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "rebll"))
+    path = tmp_path / "out.json"
+    results = script("step").main(["--smoke", "--json", str(path)])
+    assert min(results["step"]["milliseconds"]) > 0
+    assert results["relabelling"]["exemplars"] == 20
+    assert set(json.loads(path.read_text())["relabelling"]["images_per_second"]) == {"ours", "plain"}
+
+
+def test_step_of_rebll_is_the_same_arithmetic(script, monkeypatch):
+    """What is written by hand is what the package computes."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "rebll"))
+    step = script("step")
+    torch.manual_seed(0)
+    z, y = torch.randn(5, 4), torch.rand(5, 4)
+    torch.testing.assert_close(step.hand_positive(z, y, 2.0), positive_decay_bce(z, y, 2.0))
+    torch.testing.assert_close(step.hand_negative(z, y, 1.5), negative_decay_bce(z, y, 1.5))
+
+
+def test_runs_of_rebll_and_their_table(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "rebll"))
+    run = script("run")
+    for seed, last in ((0, 0.5), (1, 0.6)):
+        scores = {"mAP_last": last, "mAP_avg": 0.7, "CF1": 0.4, "OF1": 0.3, "FPR": 0.02}
+        results = {"tasks_done": 2, "task_sizes": [3, 3], "seconds": [{"seconds": 2.0}, {"seconds": 3.0}]}
+        folder = tmp_path / "voc" / "AKD+OR" / str(seed) / "version_0"
+        folder.mkdir(parents=True)
+        multi = {**scores, "after_task": [None, {"0.5": {"FPR": 0.1}}]}
+        (folder / "results.json").write_text(json.dumps({**results, "multilabel": multi}))
+    unfinished = tmp_path / "voc" / "KD" / "0" / "version_0"
+    unfinished.mkdir(parents=True)
+    (unfinished / "results.json").write_text(json.dumps({"tasks_done": 1, "task_sizes": [3, 3]}))
+    lines = list(run.table(tmp_path, "voc", [0, 1, 2]))
+    assert lines[2:] == [
+        "| AKD+OR | 0, 1 | 55.0 ± 7.1 | 70.0 ± 0.0 | 40.0 ± 0.0 | 30.0 ± 0.0 | 2.0 ± 0.0 | 10.0 ± 0.0 | 5 |"
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["voc", "coco"])
+def test_configs_of_rebll_are_taken(script, monkeypatch, protocol, run_cli):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "rebll"))
+    run = script("run")
+    (method,) = [m for m, changes in run.METHODS.items() if len(changes) > 1]
+    arguments = run.arguments(protocol, method, 3, Path("out"), Path("data"), Path("w.pt"))
+    code, stdout, stderr = run_cli(*arguments, "--print_config")
+    assert code == 0, stderr
+    config = yaml.safe_load(stdout)
+    assert (config["model"]["init_args"]["memory"], config["seed_everything"]) == ("replay_bce", 3)
+    assert config["model"]["init_args"]["backbone"]["weights"] == "w.pt"
 
 
 def test_contestants_take_turns_in_processes_of_their_own(script, tmp_path):

@@ -1,5 +1,6 @@
 """Trainer-time behaviour: memory, old model, staged freezing, and what a run writes and shows."""
 
+from lightning_cil.callbacks.activation_maps import ActivationMapRecords
 from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.checkpoint import StreamCheckpoint
 from lightning_cil.callbacks.continual_evaluation import ContinualEvaluation
@@ -21,6 +22,7 @@ from lightning_cil.callbacks.summary import StreamSummary
 from lightning_cil.callbacks.teacher import Teacher
 
 __all__ = [
+    "ActivationMapRecords",
     "ContinualEvaluation",
     "EarlyStopping",
     "FeatureRecords",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_cil.metrics.confusion import confusion_matrix, per_class_accuracy
 from lightning_cil.metrics.plots import figure_of, require_matplotlib
-from lightning_cil.report import figures
+from lightning_cil.report import figures, multilabel_figures
 from lightning_cil.report.files import STYLE, save
 from lightning_cil.report.groups import Group, group_runs, notes_of
 from lightning_cil.report.multilabel import make_multilabel_table
@@ -275,7 +275,10 @@ class Runs:
         for number, protocol in enumerate(self.protocols, 1):
             groups = [group for group in self.groups if group.first.protocol == protocol]
             prefix = f"{number}_" if len(self.protocols) > 1 else ""
-            pictured[protocol_name(protocol)] = figures.pictures(groups, prefix)
+            pictured[protocol_name(protocol)] = [
+                *figures.pictures(groups, prefix),
+                *multilabel_figures.pictures(groups, prefix),
+            ]
         if self.paper:
             pictured[self.paper.title] = self.paper.pictures(self.groups)
         style: Any = {**matplotlib.rcParamsDefault, **STYLE}

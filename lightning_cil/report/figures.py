@@ -75,9 +75,9 @@ def style_of(group: Group, position: int) -> Style:
 
 def draw_matrix(group: Group, scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
     """The mean accuracy matrix of a group as a heat map with values."""
-    fig, ax = _new(ax, WIDTH, 4.2)
+    fig, ax = new_axes(ax, WIDTH, 4.2)
     plot_task_matrix(group.matrix(scenario), ax, group.first.score_name)
-    ax.set_title(textwrap.fill(f"{_name(group)}, {SCENARIO_NAMES[scenario]}", 60), fontsize=9)
+    ax.set_title(textwrap.fill(f"{row_name(group)}, {SCENARIO_NAMES[scenario]}", 60), fontsize=9)
     return fig
 
 
@@ -86,7 +86,7 @@ def draw_curves(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" =
 
     A Joint run that was trained once, on all classes, gives a level. `Independent` has no such accuracy.
     """
-    fig, ax = _new(ax)
+    fig, ax = new_axes(ax)
     for position, group in enumerate(groups):
         if group.is_independent:
             continue
@@ -96,37 +96,39 @@ def draw_curves(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" =
         if group.is_joint and len(mean) > 1 and np.isnan(mean[:-1]).all():
             ax.axhline(mean[-1], color=style["color"], linestyle=style["linestyle"], linewidth=1)
             style = {**style, "linestyle": "none"}
-        ax.plot(seen, mean, label=_name(group), markersize=5, **style)
+        ax.plot(seen, mean, label=row_name(group), markersize=5, **style)
         ax.fill_between(seen, low, high, color=style["color"], alpha=0.18, linewidth=0)
     ax.set_xlabel("classes seen")
     ax.set_ylabel(f"{groups[0].first.score_name if groups else 'accuracy'} on them (%)")
     ax.set_ylim(0, 102)
-    _legend(fig, ax)
+    figure_legend(fig, ax)
     return fig
 
 
 def draw_forgetting(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
     """Forgetting of every task but the last: best accuracy before the last task minus that after it; bars: std."""
-    fig, ax = _new(ax)
+    fig, ax = new_axes(ax)
     shown = [(i, g) for i, g in enumerate(groups) if _forgets(g, scenario)]
     for place, (position, group) in enumerate(shown):
         terms = group.forgetting(scenario)
         mean, low, _ = _band(terms)
         x = np.arange(1, len(terms) + 1) + 0.3 * ((place + 0.5) / len(shown) - 0.5)
-        ax.errorbar(x, mean, yerr=mean - low, label=_name(group), capsize=2, markersize=5, **style_of(group, position))
+        ax.errorbar(
+            x, mean, yerr=mean - low, label=row_name(group), capsize=2, markersize=5, **style_of(group, position)
+        )
     ax.axhline(0, color="0.5", linewidth=0.8)
     _whole_ticks(ax)
     longest = max((len(g.forgetting(scenario)) for _, g in shown), default=1)
     ax.set_xlim(0.6, longest + 0.4)
     ax.set_xlabel("task")
     ax.set_ylabel("forgetting (percentage points)")
-    _legend(fig, ax)
+    figure_legend(fig, ax)
     return fig
 
 
 def draw_plasticity_stability(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
     """Plasticity P, what training on a task adds, against stability, BWT; bars: std. Upper right is better."""
-    fig, ax = _new(ax)
+    fig, ax = new_axes(ax)
     for position, group in enumerate(groups):
         if group.is_independent:
             continue
@@ -140,14 +142,14 @@ def draw_plasticity_stability(groups: Sequence[Group], scenario: Scenario, ax: "
             yerr=100 * (plastic.std or 0),
             capsize=2,
             markersize=8,
-            label=_name(group),
+            label=row_name(group),
             **{**style_of(group, position), "linestyle": "none"},
         )
     ax.axvline(0, color="0.5", linewidth=0.8)
     ax.margins(0.15)
     ax.set_xlabel("stability: BWT (percentage points; 0: nothing lost)")
     ax.set_ylabel("plasticity: P (percentage points)")
-    _legend(fig, ax)
+    figure_legend(fig, ax)
     return fig
 
 
@@ -180,7 +182,7 @@ def draw_first_task(groups: Sequence[Group], scenario: Scenario, ax: "Axes | Non
     Of methods that learn task after task: neither `Joint` nor `Independent`. Falls that recover before the task ends
     are the stability gap. Vertical lines: where the first group changes task.
     """
-    fig, ax = _new(ax)
+    fig, ax = new_axes(ax)
     watched = [(i, g) for i, g in enumerate(groups) if g.is_stream and curve_of(g.first, scenario)]
     for position, group in watched:
         curve = curve_of(group.first, scenario) or []
@@ -196,7 +198,7 @@ def draw_first_task(groups: Sequence[Group], scenario: Scenario, ax: "Axes | Non
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("accuracy on task 1 (%)")
     ax.set_ylim(0, 102)
-    _legend(fig, ax)
+    figure_legend(fig, ax)
     return fig
 
 
@@ -217,7 +219,7 @@ def draw_class_accuracy(
         ax: Where to draw; by default in a new figure.
         names: Of the classes, in the order of learning; shown up to 20.
     """
-    fig, ax = _new(ax)
+    fig, ax = new_axes(ax)
     first = 0
     for task, size in enumerate(task_sizes):
         label = {0: "odd tasks", 1: "even tasks"}.get(task)
@@ -231,7 +233,7 @@ def draw_class_accuracy(
     _class_ticks(ax, names)
     ax.set_xlabel("class, in the order of learning")
     ax.set_ylabel("accuracy (%)")
-    _legend(fig, ax)
+    figure_legend(fig, ax)
     return fig
 
 
@@ -249,7 +251,7 @@ def draw_confusion(
         ax: Where to draw; by default in a new figure.
         names: Of the classes, in the order of learning; shown up to 20.
     """
-    fig, ax = _new(ax, WIDTH, 4.2)
+    fig, ax = new_axes(ax, WIDTH, 4.2)
     table = np.asarray(counts, dtype=float)
     share = 100 * table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     image = ax.imshow(share, vmin=0, vmax=100, cmap=COLOURS, interpolation="nearest")
@@ -285,7 +287,7 @@ def draw_features(
         table, tasks = table[kept], tasks[kept]
     perplexity = min(30.0, (len(table) - 1) / 4)
     points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(table)
-    fig, ax = _new(ax, WIDTH, 4.2)
+    fig, ax = new_axes(ax, WIDTH, 4.2)
     numbers = np.unique(tasks)
     for place, number in enumerate(numbers):
         x, y = points[tasks == number].T
@@ -296,7 +298,7 @@ def draw_features(
     ax.set_ylabel("t-SNE 2 (no unit)")
     ax.set_xticks([])
     ax.set_yticks([])
-    _legend(fig, ax)
+    figure_legend(fig, ax)
     return fig
 
 
@@ -320,49 +322,49 @@ def pictures(groups: Sequence[Group], prefix: str = "") -> list[Picture]:
         if drawn:
             ends = _listed((g.label, g.curve(s)[-1]) for g in drawn)
             title = f"{words}: {drawn[0].first.score_name} against the number of classes"
-            add(f"curves_{s}", title, f"After the last task: {ends}.", _later(draw_curves, groups, s))
+            add(f"curves_{s}", title, f"After the last task: {ends}.", later(draw_curves, groups, s))
         losing = [g for g in groups if _forgets(g, s)]
         if losing:
             losses = _listed((g.label, g.scores(s)["AF"]) for g in losing)
             title = f"{words}: forgetting of each task"
-            add(f"forgetting_{s}", title, f"Mean (AF): {losses}.", _later(draw_forgetting, groups, s))
+            add(f"forgetting_{s}", title, f"Mean (AF): {losses}.", later(draw_forgetting, groups, s))
         both = [g for g in groups if g.scores(s)["BWT"].mean is not None and g.plasticity(s).mean is not None]
         if both:
             words_of = "; ".join(
-                f"{g.label} P {_percent(g.plasticity(s))}, BWT {_percent(g.scores(s)['BWT'])}" for g in both
+                f"{g.label} P {percent(g.plasticity(s))}, BWT {percent(g.scores(s)['BWT'])}" for g in both
             )
             title = f"{words}: plasticity against stability"
-            add(f"plasticity_{s}", title, f"{words_of}.", _later(draw_plasticity_stability, groups, s))
+            add(f"plasticity_{s}", title, f"{words_of}.", later(draw_plasticity_stability, groups, s))
         watched = [g for g in groups if g.is_stream and curve_of(g.first, s)]
         if watched:
             title = f"{words}: accuracy on task 1 while later tasks are learned"
             alt = f"Of {', '.join(g.label for g in watched)}; seed {watched[0].first.seed}."
-            add(f"continual_{s}", title, alt, _later(draw_first_task, groups, s))
+            add(f"continual_{s}", title, alt, later(draw_first_task, groups, s))
     sizes = "; ".join(f"{g.label} {(g.bytes('total').mean or 0) / 1e6:.3g} MB" for g in groups)
-    add("memory", "Memory kept between tasks", f"{sizes}.", _later(draw_memory, groups))
+    add("memory", "Memory kept between tasks", f"{sizes}.", later(draw_memory, groups))
     times = "; ".join(f"{g.label} {g.seconds('training').mean or 0:.0f} s" for g in groups)
-    add("seconds", "Time of a run", f"Training: {times}.", _later(draw_seconds, groups))
+    add("seconds", "Time of a run", f"Training: {times}.", later(draw_seconds, groups))
     for number, group in enumerate(groups, 1):
         for s, words in SCENARIO_NAMES.items():
             title = f"{words}: {group.first.score_name} on each task after each task, {group.label}"
-            alt = f"Mean of the last row: {_percent(group.scores(s)['ACC'])}."
+            alt = f"Mean of the last row: {percent(group.scores(s)['ACC'])}."
             if group.is_independent:
-                alt = f"Mean of the diagonal: {_percent(group.alone(s))}."
-            add(f"matrix_{number:02d}_{s}", title, alt, _later(draw_matrix, group, s))
+                alt = f"Mean of the diagonal: {percent(group.alone(s))}."
+            add(f"matrix_{number:02d}_{s}", title, alt, later(draw_matrix, group, s))
         predictions, sizes_of = group_predictions(group), group.first.task_sizes
         if predictions is not None and not group.is_independent:
             names = class_names(group.first)
             counts, each = (f(*predictions, sum(sizes_of)) for f in (confusion_matrix, per_class_accuracy))
             title = f"Class-IL: accuracy on each class, {group.label}"
             alt = f"From {100 * np.nanmin(each):.1f} % to {100 * np.nanmax(each):.1f} %."
-            add(f"classes_{number:02d}", title, alt, _later(draw_class_accuracy, each, sizes_of, None, names))
+            add(f"classes_{number:02d}", title, alt, later(draw_class_accuracy, each, sizes_of, None, names))
             title = f"Class-IL: which classes are taken for which, {group.label}"
-            draw = _later(draw_confusion, counts, sizes_of, None, names)
+            draw = later(draw_confusion, counts, sizes_of, None, names)
             add(f"confusion_{number:02d}", title, "Grouped by task.", draw)
         recorded = features_of(group.first)
         if recorded is not None:
             title = f"Features of the test images after the last task (t-SNE), {group.label}, seed {group.first.seed}"
-            add(f"features_{number:02d}", title, "Coloured by task.", _later(draw_features, *recorded))
+            add(f"features_{number:02d}", title, "Coloured by task.", later(draw_features, *recorded))
     return found
 
 
@@ -387,7 +389,7 @@ def paper_picture(draw: str, name: str, title: str, groups: Sequence[Group], sce
         scenario: In which they are scored.
     """
     alt = f"{title}. Of {', '.join(group.label for group in groups)}."
-    return Picture(name, title, alt, _later(PAPER_FIGURES[draw], groups, scenario))
+    return Picture(name, title, alt, later(PAPER_FIGURES[draw], groups, scenario))
 
 
 def _forgets(group: Group, scenario: Scenario) -> bool:
@@ -403,34 +405,44 @@ def class_names(run: Run) -> list[str] | None:
     return [str(name) for name in names]
 
 
-def _later(draw: "Callable[..., Figure]", *arguments: Any) -> "Callable[[], Figure]":
+def later(draw: "Callable[..., Figure]", *arguments: Any) -> "Callable[[], Figure]":
+    """A call for later."""
     return lambda: draw(*arguments)
 
 
-def _percent(stat: Stat) -> str:
+def percent(stat: Stat) -> str:
+    """A fraction in words."""
     return "undefined" if stat.mean is None else f"{100 * stat.mean:.1f} %"
 
 
 def _listed(items: "Iterable[tuple[str, Stat]]") -> str:
-    return "; ".join(f"{label} {_percent(stat)}" for label, stat in items)
+    return "; ".join(f"{label} {percent(stat)}" for label, stat in items)
 
 
-def _name(group: Group) -> str:
+def row_name(group: Group) -> str:
+    """Label of a group in a legend, with the number of runs."""
     runs = f" (n={len(group.runs)})" if len(group.runs) > 1 else ""
     return f"{group.label}{runs}{'' if group.complete else ' †'}"
 
 
-def _new(ax: "Axes | None", width: float = WIDTH, height: float = HEIGHT) -> tuple["Figure", "Axes"]:
-    """The given axes, or those of a figure that pyplot does not know and nobody must close."""
+def new_axes(ax: "Axes | None", width: float = WIDTH, height: float = HEIGHT) -> tuple["Figure", "Axes"]:
+    """The given axes, or those of a new figure."""
     require_matplotlib()
     if ax is not None:
         return figure_of(ax)
+    fig, axes = new_figure(1, 1, width, height)
+    return fig, axes[0, 0]
+
+
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple["Figure", Any]:
+    """A figure that pyplot does not know and nobody must close, with axes `[rows, columns]`; sizes in inches."""
+    require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(fig)
-    return fig, fig.add_subplot()
+    return fig, fig.subplots(rows, columns, squeeze=False)
 
 
 def _band(stats: Sequence[Stat]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -441,9 +453,9 @@ def _band(stats: Sequence[Stat]) -> tuple[NDArray[Any], NDArray[Any], NDArray[An
 
 
 def _stacked_bars(groups: Sequence[Group], values: dict[str, list[float]], label: str, ax: "Axes | None") -> "Figure":
-    fig, ax = _new(ax, WIDTH, 1.3 + 0.34 * len(groups))
+    fig, ax = new_axes(ax, WIDTH, 1.3 + 0.34 * len(groups))
     left = np.zeros(len(groups))
-    names = [_name(group) for group in groups]
+    names = [row_name(group) for group in groups]
     for i, (name, sizes) in enumerate(values.items()):
         if not any(sizes):
             continue
@@ -457,7 +469,7 @@ def _stacked_bars(groups: Sequence[Group], values: dict[str, list[float]], label
     ax.set_yticks(range(len(groups)), names)
     ax.invert_yaxis()
     ax.set_xlabel(label)
-    _legend(fig, ax)
+    figure_legend(fig, ax)
     return fig
 
 
@@ -487,7 +499,8 @@ def _class_ticks(ax: "Axes", names: Sequence[str] | None, both: bool = False) ->
         ax.set_yticks(range(len(shown)), shown, fontsize=8)
 
 
-def _legend(fig: "Figure", ax: "Axes") -> None:
+def figure_legend(fig: "Figure", ax: "Axes") -> None:
+    """A legend below a figure with one pair of axes, inside of others."""
     handles, labels = ax.get_legend_handles_labels()
     if handles and len(fig.axes) == 1:
         columns = max(1, min(3, 60 // max(len(label) + 8 for label in labels)))

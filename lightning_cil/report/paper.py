@@ -30,10 +30,11 @@ figures:
   fig2: {title: ACC against classes, draw: curves, tables: [table3]}
 ```
 
-`memory` is the budget of the cell's `ReplayBuffer`, the last callback of the method's config: exemplars in all, or with
-`budget: per_class` at the top of the file, of each class. A run belongs to a cell if method, scenario, data, tasks,
+`memory` is the budget of the cell's `ReplayBuffer`, the last callback of the method's config: exemplars in all, or of
+each class with `budget: per_class` at the top of the file. A run belongs to a cell if method, scenario, data, tasks,
 budget and the settings of `where` (an entry of `settings` may have some, or a row) agree; whatever else differs makes
-rows of their own. `unit`: `percent`, `fraction` (printed as percent) or `ratio`.
+rows of their own. `unit`: `percent`, `fraction` (printed as percent) or `ratio`. `draw`: a key of `PAPER_FIGURES` or of
+`multilabel_figures.FIGURES`, or `sweep:` and an option of the method in which runs differ.
 """
 
 import csv
@@ -46,7 +47,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lightning_cil.report.figures import Picture, paper_picture
+from lightning_cil.report import multilabel_figures
+from lightning_cil.report.figures import PAPER_FIGURES, Picture, paper_picture
 from lightning_cil.report.groups import Group, Stat
 from lightning_cil.report.multilabel import LOWER_IS_BETTER as MULTILABEL_LOWER
 from lightning_cil.report.multilabel import multilabel_scores
@@ -204,7 +206,7 @@ class PaperFigure:
     Args:
         name: In files, such as `fig2`.
         title: What it shows.
-        draw: A key of `figures.PAPER_FIGURES`.
+        draw: A key of `figures.PAPER_FIGURES`, or what `multilabel_figures.is_known`.
         tables: Names of tables; each protocol of each of them has a picture of its own.
         memory: Only cells with these budgets (0: none).
     """
@@ -291,7 +293,10 @@ class Paper:
                 name = f"{self.name}_{figure.name}"
                 name += f"_{table.scenario}_{protocol.config}" if len(places) > 1 else ""
                 title = f"{self.title}, {figure.name.replace('fig', 'figure ')}: {figure.title}, {protocol.title}"
-                found.append(paper_picture(figure.draw, name, title, drawn, table.scenario))
+                if figure.draw in PAPER_FIGURES:
+                    found.append(paper_picture(figure.draw, name, title, drawn, table.scenario))
+                else:
+                    found += multilabel_figures.figure_of_paper(figure.draw, name, title, drawn)
         return found
 
     def lost(self, groups: Iterable[Group]) -> list[str]:
@@ -475,11 +480,10 @@ class _Reader:
         return list(values)
 
     def figure(self, name: str, entry: Any, tables: Mapping[str, PaperTable]) -> PaperFigure:
-        from lightning_cil.report.figures import PAPER_FIGURES
-
         where = f"`figures.{name}`"
         found = self.mapping(entry, where, ("title", "draw", "tables"), ("memory",))
-        self.named(PAPER_FIGURES, found["draw"], where)
+        if not multilabel_figures.is_known(str(found["draw"])):
+            self.named({**PAPER_FIGURES, **multilabel_figures.FIGURES}, found["draw"], where)
         for table in found["tables"]:
             self.named(tables, table, where)
         memory = tuple(found["memory"]) if "memory" in found else None

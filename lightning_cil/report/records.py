@@ -4,6 +4,7 @@
 |---|---|---|
 | `task_<k>.npz` | `PredictionRecords` | `target`, `class_il`, `task_il`: labels `[samples]`, -1: no prediction |
 | `features_task_<k>.npz` | `FeatureRecords` | `features` `[samples, dimensions]`, `target` `[samples]` |
+| `maps_task_<k>.npz` | `ActivationMapRecords` | fields of `ActivationMaps` |
 | `continual.json` | `ContinualEvaluation` | counts on all tasks seen, every few steps |
 
 All are optional; labels are incremental (positions in the class order). Runs that were made before a score was thought
@@ -14,6 +15,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,42 @@ def features_of(run: Run) -> tuple[NDArray[Any], NDArray[Any]] | None:
         raise ValueError(f"{run.folder / FOLDER / name}: `features` is no table with a row for each label in `target`.")
     task_of = np.repeat(np.arange(run.num_tasks), run.task_sizes)
     return features, task_of[target]
+
+
+@dataclass(frozen=True)
+class ActivationMaps:
+    """Class activation maps of some test images.
+
+    Args:
+        image: uint8 `[images, channels, height, width]`.
+        target: bool `[images, classes seen]`.
+        scores: Probabilities, float `[images, classes seen]`.
+        maps: float `[images, classes seen, h, w]`; what each place adds to the class's logit.
+    """
+
+    image: NDArray[Any]
+    target: NDArray[Any]
+    scores: NDArray[Any]
+    maps: NDArray[Any]
+
+
+def activation_maps_of(run: Run) -> ActivationMaps | None:
+    """The maps after the last task done; `None` without a record.
+
+    Raises:
+        ValueError: If the record cannot be read or is not of this run.
+    """
+    name = f"maps_task_{run.tasks_done - 1}.npz"
+    arrays = _read(run, name, ("image", "target", "scores", "maps"))
+    if arrays is None:
+        return None
+    found = ActivationMaps(*arrays)
+    shape = (len(found.image), sum(run.task_sizes[: run.tasks_done]))
+    if found.image.ndim != 4 or any(a.shape[:2] != shape for a in (found.target, found.scores, found.maps)):
+        raise ValueError(
+            f"{run.folder / FOLDER / name}: expected images, labels, scores and maps of {shape[1]} classes."
+        )
+    return found
 
 
 def curve_of(run: Run, scenario: Scenario) -> list[tuple[int, Measurement]] | None:

@@ -24,6 +24,7 @@ NO_GROUPING = ("data.class_order", "data.val_fraction", "data.split_seed", "data
 """Settings that tell no groups apart: those that are compared on their own, and where and how data are read."""
 WATCHERS = frozenset(
     {
+        "ActivationMapRecords",
         "BasePredictionWriter",
         "ContinualEvaluation",
         "DeviceStatsMonitor",
