@@ -305,8 +305,11 @@ class NFLPlus(NoForgetting):
         assert self.task is not None
         gamma, corrected = self._corrected(batch)
         student = corrected.detach()
-        if self.gamma_objective == "kd":
-            student = self(batch["image"])[:, : self.task.num_old]
+        if (
+            self.gamma_objective == "kd"
+        ):  # O, as in step 5: by the original old heads, which step 3 has trained away from
+            head = self.copies["head"] if "head" in self.copies else self.head
+            student = head(self.features(batch["image"]))[:, : self.task.num_old]
         return gamma_terms(  # Eq. 20
             gamma,
             corrected,
