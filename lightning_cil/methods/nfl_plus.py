@@ -305,11 +305,10 @@ class NFLPlus(NoForgetting):
         assert self.task is not None
         gamma, corrected = self._corrected(batch)
         student = corrected.detach()
-        if (
-            self.gamma_objective == "kd"
-        ):  # O, as in step 5: by the original old heads, which step 3 has trained away from
-            head = self.copies["head"] if "head" in self.copies else self.head
-            student = head(self.features(batch["image"]))[:, : self.task.num_old]
+        if self.gamma_objective == "kd":
+            original = "head" in self.copies  # without step 5 there is no copy, and step 3 has not changed the head yet
+            head = self.copies["head"] if original else self.head
+            student = head(self.features(batch["image"]))[:, : self.task.num_old]  # O of Eq. 22
         return gamma_terms(  # Eq. 20
             gamma,
             corrected,

@@ -31,8 +31,9 @@ figures:
 ```
 
 `memory` is the budget of the cell's `ReplayBuffer`, the last callback of the method's config: exemplars in all, or with
-`budget: per_class` at the top of the file, of each class. A run belongs to a cell if method, scenario, data, tasks, budget and the settings of `where` (an entry of `settings` may have some, or a row)
-agree; whatever else differs makes rows of their own. `unit`: `percent`, `fraction` (printed as percent) or `ratio`.
+`budget: per_class` at the top of the file, of each class. A run belongs to a cell if method, scenario, data, tasks,
+budget and the settings of `where` (an entry of `settings` may have some, or a row) agree; whatever else differs makes
+rows of their own. `unit`: `percent`, `fraction` (printed as percent) or `ratio`.
 """
 
 import csv
