@@ -10,12 +10,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_cil.data.splits import parse_protocol, task_sizes
 from lightning_cil.report.groups import Group
 from lightning_cil.report.paper import Cell, Paper, paper_names, read_paper
 from lightning_cil.report.runs import read_run
+from lightning_cil.schedulers import FractionStepLR
 from tests.test_configs import TINY_DATA, shortened
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,6 +133,27 @@ def test_cells_are_what_their_configs_say(paper):
         assert any(memories) == bool(cell.memory or any("ReplayBuffer" in name for name in cell.where))
         assert not cell.memory or memories[-1], f"{cell.config}: the last callback is the memory"
         assert cell.options.get(cell.memory_option) == cell.memory
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "milestones"),
+    [
+        ("finetune", "", [80, 120]),
+        ("icarl", "", [80, 120]),
+        ("lwf", "", [60, 120, 180, 220]),
+        ("lwf_task_il", "", [60, 120, 180, 220]),
+        ("coil", "", [80, 120]),
+        ("memo", "", [80, 120, 150]),
+        ("memo", "first_", [60, 120, 170]),
+        ("joint", "", [60, 120, 170]),
+        ("derpp", "", [35, 45]),
+    ],
+)
+def test_schedules_of_nfls_baselines_are_their_authors(name, prefix, milestones):
+    arguments = config(f"examples/nfl/methods/{name}.yaml")["model"]["init_args"]
+    epochs, schedule = arguments[f"{prefix}epochs"], arguments[f"{prefix}lr_scheduler"]["init_args"]
+    rate = FractionStepLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), **schedule).multiplier
+    assert [e for e in range(1, epochs) if rate(e, epochs) < rate(e - 1, epochs)] == milestones
 
 
 @pytest.mark.parametrize("case", RUN, ids=case_id)

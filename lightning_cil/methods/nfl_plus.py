@@ -306,7 +306,9 @@ class NFLPlus(NoForgetting):
         gamma, corrected = self._corrected(batch)
         student = corrected.detach()
         if self.gamma_objective == "kd":
-            student = self(batch["image"])[:, : self.task.num_old]
+            original = "head" in self.copies  # without step 5 there is no copy, and step 3 has not changed the head yet
+            head = self.copies["head"] if original else self.head
+            student = head(self.features(batch["image"]))[:, : self.task.num_old]  # O of Eq. 22
         return gamma_terms(  # Eq. 20
             gamma,
             corrected,
