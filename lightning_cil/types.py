@@ -3,6 +3,7 @@
 The path of a batch, one file for each station:
 
 1. dataset item           `data/<protocol>.py`, `data/images.py`   uint8 image, label, index
+                          `data/audio.py`                          int16 sound, where there are sounds
 2. order, shard, collate  `data/loader.py`                         global batch i of the epoch, this rank's slice
 3. transfer and augment   `data/base.py::on_after_batch_transfer`  `image` becomes float, augmented, normalised
 4. callbacks add keys     `callbacks/replay.py`, `callbacks/teacher.py`  `replay_*`, `teacher_logits`
@@ -35,6 +36,10 @@ class Batch(TypedDict, total=False):
 
     image: Tensor
     """uint8 or float `[B, channels, height, width]`; float and normalised from station 3 on."""
+    audio: Tensor
+    """int16 or float `[B, 1, samples]`: one channel; float in [-1, 1) from station 3 on."""
+    clip: Tensor
+    """long `[B]`: number of the sound, the same whenever and wherever it comes; samples can share one."""
     target: Tensor
     """long `[B]` (single label) or float `[B, C]` (multi-label). Never overwritten."""
     index: Tensor

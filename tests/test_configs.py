@@ -91,8 +91,18 @@ def loader_of(labels: range) -> DataLoader:
     return DataLoader(TensorDataset(x[keep].float() / 16, y[keep]), batch_size=32)
 
 
+def imagenet_esc(root: Path) -> dict[str, Any]:
+    formats.write_esc50(root / "esc")
+    formats.write_imagenet_esc(root / "images", num_pairs=27, train=1)
+    return {"esc_root": root / "esc", "image_root": root / "images", "image_size": 16, "num_workers": 0, **TINY_SOUND}
+
+
+TINY_SOUND = {"sample_rate": 8_000, "seconds": 0.05}
+
 TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "AricLike": lambda root: {"root": formats.write_aric(root), "image_size": 16, "num_workers": 0, **TINY_SOUND},
     "ImageFolderTasks": lambda root: {**written(formats.write_image_folder)(root), "num_workers": 0},
+    "ImageNetESC": imagenet_esc,
     "ManifestTasks": manifest,
     "SplitCIFAR10": written(formats.write_cifar10, train=4, test=2),
     "SplitCIFAR100": written(formats.write_cifar100, train=2, test=1),
@@ -100,12 +110,13 @@ TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "SplitFashionMNIST": written(formats.write_mnist, folder="FashionMNIST/raw"),
     "SplitImageNet": lambda root: {**written(formats.write_imagenet, test=1)(root), "num_workers": 0},
     "SplitMNIST": written(formats.write_mnist),
+    "SpokenDigits": lambda root: {"root": formats.write_fsdd(root), "test_takes": "[0]", **TINY_SOUND},
     "SplitTinyImageNet": written(formats.write_tiny_imagenet, size=16),
 }
 """Class of a config's data -> writes them below a folder and returns the arguments to read them from there."""
 
 
-def runs() -> list[tuple[Path, ...]]:
+def config_pairs() -> list[tuple[Path, ...]]:
     """The configs of each run."""
     files = sorted(EXAMPLES.rglob("*.yaml"))
     found = [(p,) for p in files if p.parent.name not in ("methods", "protocols")]
@@ -167,7 +178,7 @@ def check_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("configs", runs(), ids=run_id)
+@pytest.mark.parametrize("configs", config_pairs(), ids=run_id)
 def test_config_runs(configs, run_cli, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(configs[0].parent)  # a class that is defined beside the config
     name = section(configs, "data")["class_path"].rpartition(".")[2]
@@ -187,9 +198,15 @@ def test_config_runs(configs, run_cli, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.rglob("*.py")), ids=lambda p: p.stem)
-def test_script_runs(script, tmp_path):
+def test_script_runs(script, runs, tmp_path):
+    code = runs(None, tmp_path, script=str(script), env={"LIGHTNING_CIL_FAST": "1"})
+    assert code == 0, (tmp_path / "output.txt").read_text()
+
+
+def test_script_runs_by_itself(tmp_path):
     env = {**os.environ, "LIGHTNING_CIL_FAST": "1"}
-    result = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    command = [sys.executable, EXAMPLES / "own_method.py"]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 

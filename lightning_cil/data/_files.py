@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_cil._random import uniform
+from lightning_cil.data.audio import AudioClips, AudioFormat, Sounds, number_clips
 from lightning_cil.data.augment import BatchAugment
 from lightning_cil.data.base import IncrementalDataModule
 from lightning_cil.data.images import FileImages, ImageSplit, TensorImages, read_image
@@ -91,12 +92,19 @@ class FileList:
 
 
 class ResizeCrop:
-    """Shorter side to `resize`, centre crop of `size`; uint8 `[3, size, size]`. An image of that size is kept as is."""
+    """Shorter side to `resize`, centre crop of `size`; uint8 `[3, size, size]`. An image of that size is kept as is.
 
-    def __init__(self, resize: int, size: int) -> None:
-        from torchvision.transforms import v2
+    Args:
+        resize: Pixels of the shorter side.
+        size: Pixels of the crop's sides.
+        bicubic: Whether the resize is bicubic, as CLIP's, or bilinear.
+    """
 
-        self._steps = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), v2.PILToTensor()])
+    def __init__(self, resize: int, size: int, bicubic: bool = False) -> None:
+        from torchvision.transforms import InterpolationMode, v2
+
+        mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
+        self._steps = v2.Compose([v2.Resize(resize, interpolation=mode), v2.CenterCrop(size), v2.PILToTensor()])
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Transform a PIL image."""
@@ -310,12 +318,29 @@ class FileListTasks(IncrementalDataModule, ABC):
         self.source = source
         self.files = {"train": train + val, "test": test}
         self.num_held_out = len(val)
+        self.sounds: dict[str, Sounds] = {}
         self.image_size = image_size
         self.resized_crop = augment == "resized_crop"
         self._fixed = ResizeCrop(image_size, image_size)
         total = (len(train) + len(val) + len(test)) * 3 * image_size**2
         fits = total <= (SMALL_MEMORY_BYTES if image_size <= SMALL_SIDE else MEMORY_BYTES)
         self.in_memory = (fits and not self.resized_crop) if in_memory is None else in_memory
+
+    def pair_sounds(
+        self, train: Sequence[str], test: Sequence[str], form: AudioFormat, memory_budget: int, chosen: str = ""
+    ) -> None:
+        """Give every sample a sound file; a subclass calls it at the end of its construction.
+
+        Args:
+            train: One file for each training image, then for each held-out one.
+            test: One for each test image.
+            form: What the sounds are brought to.
+            memory_budget: See `AudioClips`.
+            chosen: See `Sounds`.
+        """
+        paths, index = number_clips([train, test])
+        clips = AudioClips(paths, form, memory_budget)
+        self.sounds = {name: Sounds(clips, part, chosen) for name, part in zip(("train", "test"), index, strict=True)}
 
     def load_split(self, train: bool) -> ImageSplit:
         """See `IncrementalDataModule.load_split`."""
@@ -340,6 +365,9 @@ class FileListTasks(IncrementalDataModule, ABC):
         if self._splits:
             return
         super().setup(stage)
+        for name, sounds in self.sounds.items():
+            sounds.clips.check()
+            self._splits[name].sounds = sounds
         self.files = {}  # the splits know their files; strings of a million paths take 200 MB and more in workers
         if self.num_held_out:
             positions = torch.arange(len(self.split("train")))

@@ -77,3 +77,37 @@ TINY_IMAGENET: dict[str, str] = {
     wnid: name for wnid, _, name in (entry.strip().partition(" ") for entry in _TINY_IMAGENET.split(";"))
 }
 """WordNet id to the first name of `words.txt`, sorted by id."""
+
+
+IMAGENET_ESC = (
+    ("n01514668", 7, "rooster", "rooster", 1, True),
+    ("n01514859", 8, "hen", "hen", 6, True),
+    ("n01592084", 19, "chickadee", "chirping_birds", 14, True),
+    ("n01644373", 31, "tree frog", "frog", 4, True),
+    ("n02091635", 175, "Otterhound", "dog", 0, True),
+    ("n02124075", 285, "Egyptian cat", "cat", 5, True),
+    ("n02190166", 308, "fly", "insects", 7, True),
+    ("n02229544", 312, "cricket", "crickets", 13, True),
+    ("n02395406", 341, "pig", "pig", 2, True),
+    ("n02415577", 349, "bighorn sheep", "sheep", 8, True),
+    ("n02690373", 404, "airliner", "airplane", 47, True),
+    ("n02917067", 466, "high-speed train", "train", 45, True),
+    ("n02951585", 473, "can opener", "can_opening", 34, False),
+    ("n03000684", 491, "chainsaw", "chainsaw", 41, True),
+    ("n03028079", 497, "church", "church_bells", 46, False),
+    ("n03085013", 508, "computer keyboard", "keyboard_typing", 32, True),
+    ("n03196217", 530, "digital clock", "clock_alarm", 37, True),
+    ("n03347037", 556, "fire screen", "crackling_fire", 12, False),
+    ("n03793489", 673, "computer mouse", "mouse_click", 31, True),
+    ("n04447861", 861, "toilet seat", "toilet_flush", 18, False),
+    ("n04517823", 882, "vacuum cleaner", "vacuum_cleaner", 36, True),
+    ("n04548280", 892, "wall clock", "clock_tick", 38, True),
+    ("n04553703", 896, "sink", "water_drops", 15, False),
+    ("n04554684", 897, "washing machine", "washing_machine", 35, True),
+    ("n04557648", 898, "water bottle", "drinking_sipping", 29, False),
+    ("n04560804", 899, "water jug", "pouring_water", 17, False),
+    ("n09421951", 977, "sandbar", "sea_waves", 11, False),
+)
+"""ImageNet-ESC: WordNet id, ImageNet-1k index, CLIP's class name, ESC-50 category and target, and whether it is one of
+the 19. Source: Lin et al., Multimodality Helps Unimodality, 2023, https://arxiv.org/abs/2301.06267, and its code,
+https://github.com/linzhiqiu/cross_modal_adaptation."""

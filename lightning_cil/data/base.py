@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_cil._random import fold_seed
+from lightning_cil.data.audio import AudioClips, Sounds, to_float
 from lightning_cil.data.augment import BatchAugment
 from lightning_cil.data.images import FileImages, ImageSplit
 from lightning_cil.data.loader import StreamLoader
@@ -47,7 +48,7 @@ class IncrementalDataModule(LightningDataModule, ABC):
 
     label_kind: ClassVar[LabelKind] = "single"
     default_num_tasks: ClassVar[int | None] = None
-    image_shape: ClassVar[tuple[int, int, int] | None] = None
+    image_shape: tuple[int, int, int] | None = None
     """Channels, height and width where every image has them; prediction then needs no data set."""
 
     def __init__(
@@ -165,6 +166,8 @@ class IncrementalDataModule(LightningDataModule, ABC):
         image = batch.get("image") if isinstance(batch, dict) else None
         if isinstance(image, Tensor) and image.dtype == torch.uint8:
             batch["image"] = self.transform(image, batch.get("key"))
+            if "audio" in batch:
+                batch["audio"] = self.transform_audio(batch["audio"])
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,6 +253,32 @@ class IncrementalDataModule(LightningDataModule, ABC):
         """Training images as a replay buffer keeps them, uint8 `[B, channels, height, width]`."""
         return self.split("train").stored(indices.cpu())
 
+    def load_audio(self, indices: Tensor) -> Tensor:
+        """Sounds of training samples, int16 `[B, 1, samples]`; nothing is random about them.
+
+        Raises:
+            ValueError: When the data set has none.
+        """
+        return self._sounds("train").load(indices.cpu())
+
+    def transform_audio(self, audio: Tensor) -> Tensor:
+        """int16 sounds as float in [-1, 1), on their device, in the trainer's precision."""
+        audio = to_float(audio)
+        return audio if self.trainer is None else self.trainer.precision_plugin.convert_input(audio)
+
+    def provide_audio(self, wanted: bool) -> None:
+        """Whether batches have `audio`; without it they still have `clip`, for features that were kept."""
+        for split in self._splits:
+            self._sounds(split).wanted = wanted
+
+    def clips(self) -> AudioClips:
+        """All sounds of the data set, by the numbers that batches have under `clip`.
+
+        Raises:
+            ValueError: When the data set has none.
+        """
+        return self._sounds("train").clips
+
     def load_augmented(self, indices: Tensor, key: Tensor) -> Tensor:
         """Training images by index, augmented as training batches are.
 
@@ -288,16 +317,29 @@ class IncrementalDataModule(LightningDataModule, ABC):
         return image
 
     def fingerprint(self) -> str:
-        """16 hex digits of the training labels in order; empty before `setup`."""
+        """16 hex digits of the training labels in order, and of the sounds paired with them; empty before `setup`."""
         if "train" not in self._splits:
             return ""
-        return hashlib.sha256(self._splits["train"].targets.numpy().tobytes()).hexdigest()[:16]
+        digest = hashlib.sha256(self._splits["train"].targets.numpy().tobytes())
+        sounds = self._splits["train"].sounds
+        if sounds is not None:
+            digest.update(sounds.identity())
+        return digest.hexdigest()[:16]
 
     def order_hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the class order as compact JSON."""
         return hashlib.sha256(json.dumps(self.class_order, separators=(",", ":")).encode()).hexdigest()[:16]
 
     # ------------------------------------------------------------------ private
+
+    def _sounds(self, split: str) -> Sounds:
+        sounds = self.split(split).sounds
+        if sounds is None:
+            raise ValueError(
+                f"{type(self).__name__} has images without sounds; expected a data set with sounds, such as "
+                "`ImageNetESC`, `SpokenDigits` or a `ManifestTasks` whose list has the column `audio`."
+            )
+        return sounds
 
     def _ids_of(self, spec: str | Sequence[int] | Sequence[str]) -> str | list[int]:
         if isinstance(spec, str):

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lightning_cil.data.audio import Sounds
+
 ImageTransform = Callable[[Image.Image], Tensor]
 
 RandomImageTransform = Callable[[Image.Image, int], Tensor]
@@ -30,6 +32,9 @@ class ImageSplit(ABC):
     Raises:
         ValueError: When a label is out of range or there is no image.
     """
+
+    sounds: Sounds | None = None
+    """The sound of each sample, where there are sounds; set after construction."""
 
     def __init__(self, targets: Tensor, num_classes: int, source: str) -> None:
         self.targets = targets.to(torch.int64)

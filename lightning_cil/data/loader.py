@@ -22,6 +22,8 @@ from lightning_cil.data.images import FileImages, ImageSplit, TensorImages
 class StreamLoader:
     """Iterates over batches (dicts with `image`, `target`, `index`, `task`, `key`) and knows where it is.
 
+    Where samples have sounds, also `audio` (int16) and `clip`; this process reads them.
+
     Args:
         split: The images.
         indices: Which of them, long `[N]`.
@@ -166,6 +168,8 @@ class StreamLoader:
         if len(labels["index"]) == 0:  # a rank without a share of the last batch
             image = self.split.stored(self.indices[:1])[:0]
         batch = {"image": image, **labels}
+        if self.split.sounds is not None:
+            batch |= self.split.sounds.columns(labels["index"])
         return {name: value.pin_memory() for name, value in batch.items()} if self.pin_memory else batch
 
     def _load(self, indices: Tensor, epoch: int) -> Tensor:

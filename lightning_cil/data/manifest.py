@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_cil.data._files import IMAGENET_MEAN, IMAGENET_STD, Augment, FileList, FileListTasks
+from lightning_cil.data.audio import MEMORY_BUDGET, AudioFormat, Place
 from lightning_cil.data.base import DEFAULT_ORDER
 
 SPLITS = ("train", "val", "test")
@@ -19,9 +20,10 @@ class ManifestTasks(FileListTasks):
 
     The list is a csv file with a header, or a jsonl file with one object a line; each row has `image` (a path, relative
     to the list's folder or absolute), `label` (one class, a word or a whole number) and `split` (`train`, `test`, or
-    `val`: held out). Other columns are not read; a repeated row counts once. Class ids follow the sorted labels, by
-    value when all are whole numbers. Every image becomes a colour image of one size: shorter side to `image_size`,
-    centre crop.
+    `val`: held out). Optional columns are `audio` (a sound file; all rows or none) and `text` (a description; those of
+    a class's training rows are its texts, `class_texts`). Other columns are not read; a repeated row counts once. Class
+    ids follow the sorted labels, by value when all are whole numbers. Every image becomes a colour image of one size:
+    shorter side to `image_size`, centre crop.
 
     Args:
         manifest: The csv or jsonl file.
@@ -33,6 +35,11 @@ class ManifestTasks(FileListTasks):
             random area of the file's own pixels is used (then they are decoded anew every epoch). `none`: neither.
         mean: Channel means of images scaled to [0, 1].
         std: Channel standard deviations of images scaled to [0, 1].
+        sample_rate: Of the sounds, in hertz.
+        seconds: Length of the sounds: shorter ones are filled with zeros, longer ones are cut.
+        place: Where: `end`, or `center` for both sides.
+        resample: Whether files of another rate are resampled; if not, they are refused.
+        audio_memory: Bytes of sounds that are kept; the others are read anew each time.
         num_tasks: Number of equal tasks.
         base: Classes of the first task (with `increment`).
         increment: Classes of every further task (with `base`).
@@ -54,6 +61,11 @@ class ManifestTasks(FileListTasks):
         augment: Augment = "crop",
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        sample_rate: int = 44_100,
+        seconds: float = 5.0,
+        place: Place = "end",
+        resample: bool = True,
+        audio_memory: int = MEMORY_BUDGET,
         num_tasks: int | None = None,
         base: int | None = None,
         increment: int | None = None,
@@ -66,6 +78,8 @@ class ManifestTasks(FileListTasks):
         split_seed: int = 0,
     ) -> None:
         names, splits = read_manifest(Path(manifest))
+        form = AudioFormat(sample_rate, seconds, place, resample)
+        sounds, texts = read_sounds(Path(manifest)), read_texts(Path(manifest))
         super().__init__(
             source=str(manifest),
             class_names=names,
@@ -88,6 +102,11 @@ class ManifestTasks(FileListTasks):
             num_workers=num_workers,
             split_seed=split_seed,
         )
+        self.class_texts = [texts.get(name, [name]) for name in self.class_names]
+        """Descriptions of each class, in the order of learning; its label where the list has none."""
+        if sounds:
+            train, test = ([sounds[file] for file in self.files[name].paths] for name in ("train", "test"))
+            self.pair_sounds(train, test, form, audio_memory)
 
 
 def read_manifest(path: Path) -> tuple[list[str], dict[str, FileList]]:
@@ -136,6 +155,51 @@ def read_manifest(path: Path) -> tuple[list[str], dict[str, FileList]]:
         splits[split].paths.append(file)
         splits[split].targets.append(ids[label])
     return names, splits
+
+
+def read_sounds(path: Path) -> dict[str, str]:
+    """The sound of each image in a list that `read_manifest` has checked; empty if no row has one.
+
+    Raises:
+        FileNotFoundError: When a sound does not exist.
+        ValueError: When one row has a sound and another has not, or one image has two.
+    """
+    folder = os.fspath(path.parent)
+    sounds: dict[str, tuple[str, str]] = {}
+    silent = None
+    for position, row in _rows(path):
+        audio = row.get("audio")
+        if not isinstance(audio, str) or not audio:
+            silent = silent or position
+            continue
+        image, file = (os.path.normpath(os.path.join(folder, name)) for name in (row["image"], audio))
+        if not os.path.isfile(file):
+            raise FileNotFoundError(
+                f"{path}, {position}: there is no file `{file}`; expected a path relative to `{folder}`, or an "
+                "absolute one."
+            )
+        first = sounds.setdefault(image, (file, position))
+        if first[0] != file:
+            raise ValueError(
+                f"{path}, {position}: {row['image']!r} has the sound {audio!r}, but {first[0]!r} in {first[1]}; "
+                "expected one sound for each image. Copy the image under another name."
+            )
+    if sounds and silent:
+        raise ValueError(
+            f"{path}, {silent}: no `audio`, which other rows have; expected a sound for every image. Add it, or remove "
+            "the row, or the column."
+        )
+    return {image: file for image, (file, _) in sounds.items()}
+
+
+def read_texts(path: Path) -> dict[str, list[str]]:
+    """The different texts of each label's training rows, in their order."""
+    texts: dict[str, dict[str, None]] = {}
+    for _, row in _rows(path):
+        text = row.get("text")
+        if row.get("split") == "train" and isinstance(text, str) and text:
+            texts.setdefault(str(row.get("label")), {})[text] = None
+    return {label: list(found) for label, found in texts.items()}
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -136,6 +136,26 @@ def make_tasks(sizes: Sequence[int]) -> list[Task]:
     return tasks
 
 
+def near_equal_sizes(num_classes: int, num_tasks: int) -> list[int]:
+    """Classes of each task where `num_tasks` need not divide them: the first tasks get one more.
+
+    Args:
+        num_classes: Classes of the data set.
+        num_tasks: From 1 to `num_classes`.
+
+    Raises:
+        ValueError: When there are more tasks than classes, or none.
+
+    Example:
+        >>> near_equal_sizes(19, 3)
+        [7, 6, 6]
+    """
+    if not 1 <= num_tasks <= num_classes:
+        raise ValueError(f"`num_tasks={num_tasks}`: expected 1 to {num_classes}, the number of classes.")
+    small, more = divmod(num_classes, num_tasks)
+    return [small + (task < more) for task in range(num_tasks)]
+
+
 def holdout(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split indices into a training and a held-out part, the same share of every class.
 

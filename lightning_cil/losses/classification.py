@@ -19,7 +19,7 @@ from lightning_cil.losses._columns import task_of_column
 
 __all__ = ["cross_entropy_over", "task_masked_cross_entropy"]
 
-_NO_IGNORED_LABEL = torch.iinfo(torch.int64).min
+NO_IGNORED_LABEL = torch.iinfo(torch.int64).min
 """Ours: torch skips label -100 in silence, which a shifted label (old class 0, `first=100`) can be by accident."""
 
 
@@ -129,7 +129,7 @@ def task_masked_cross_entropy(
 def _mean_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Mean over the batch; 0 with a graph for an empty one, where the mean would be NaN."""
     reduction = "mean" if len(target) else "sum"
-    return F.cross_entropy(logits, target, ignore_index=_NO_IGNORED_LABEL, reduction=reduction)
+    return F.cross_entropy(logits, target, ignore_index=NO_IGNORED_LABEL, reduction=reduction)
 
 
 def _check_labels_of_task(target: Tensor, task: Tensor, other: Tensor) -> None:

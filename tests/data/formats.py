@@ -214,6 +214,141 @@ def write_tiny_imagenet(root: Path, size: int = 64, train: int = 2, test: int = 
     return write_files(root / "tiny-imagenet-200", files)
 
 
+# ---------------------------------------------------------------------- sounds
+
+
+def make_wave(label: int, number: int, seconds: float, rate: int) -> np.ndarray:
+    """int16 `[samples]`: a tone for each class, a phase and some noise for each clip."""
+    time = np.arange(round(seconds * rate)) / rate
+    noise = np.random.RandomState(1000 * label + number).normal(0, 300, len(time))
+    return (8000 * np.sin(2 * np.pi * (200 + 37 * label) * time + number) + noise).astype(np.int16)
+
+
+def write_sound(path: Path, samples: np.ndarray, rate: int) -> Path:
+    """A sound file of int16 `[samples]` or `[samples, channels]`, lossless where the suffix allows it."""
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate)
+    return path
+
+
+def write_esc50(
+    root: Path,
+    categories: Sequence[str] | None = None,
+    folds: Sequence[int] = (1, 5),
+    clips: int = 1,
+    seconds: float = 0.05,
+    rate: int = 8_000,
+    suffix: str = ".wav",
+    split: bool = False,
+) -> dict[str, np.ndarray]:
+    """`meta/esc50.csv` and `audio/*`, clips of every class and fold; `split`: also `meta/split.csv`, by number of clip.
+
+    Args:
+        root: The folder of ESC-50.
+        categories: Of ESC-50; by default the 27 of ImageNet-ESC and `fireworks`.
+        folds: Which folds there are.
+        clips: In each class and fold.
+        seconds: Length of a clip.
+        rate: Sample rate.
+        suffix: Of the sound files.
+        split: With it, even clips are for training and odd ones for the test, whatever their fold.
+
+    Returns:
+        The samples by file name.
+    """
+    targets = {entry[3]: entry[4] for entry in _names.IMAGENET_ESC} | {"fireworks": 48}
+    rows, splits, written = [], [], {}
+    for category in categories or targets:
+        number = 0
+        for fold in folds:
+            for _ in range(clips):
+                source = 1000 * targets[category] + number
+                name = f"{fold}-{source}-A-{targets[category]}{suffix}"
+                written[name] = make_wave(targets[category], number, seconds, rate)
+                write_sound(root / "audio" / name, written[name], rate)
+                rows.append(
+                    {
+                        "filename": name, "fold": fold, "target": targets[category], "category": category,
+                        "esc10": targets[category] % 10 == 0, "src_file": source, "take": "A",
+                    }
+                )  # fmt: skip
+                splits.append({"filename": name, "split": ("train", "test")[number % 2]})
+                number += 1
+    (root / "meta").mkdir(parents=True, exist_ok=True)
+    write_rows(root / "meta" / "esc50.csv", rows)
+    if split:
+        write_rows(root / "meta" / "split.csv", splits)
+    return written
+
+
+def write_imagenet_esc(
+    root: Path, num_pairs: int = 19, train: int = 2, test: int = 1, size: int = 24, table: bool = False
+) -> Written:
+    """Pictures of the ImageNet-ESC classes: `train/<wnid>/*` and `val/<wnid>/*`, or (`table`) `images.csv`.
+
+    Labels of the result are the class ids of ImageNet-ESC-19 or -27.
+    """
+    entries = [entry for entry in _names.IMAGENET_ESC if entry[5] or num_pairs == 27]
+    wnids = [entry[0] for entry in entries]
+    written = make_split(len(wnids), train, test, size)
+    rows = []
+    for split, folder, images, labels in (
+        ("train", "train", written.train_images, written.train_labels),
+        ("test", "val", written.test_images, written.test_labels),
+    ):
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            name = (
+                f"images/{entries[label][3]}/{split}_{i:04d}.png" if table else f"{folder}/{wnids[label]}/{i:04d}.png"
+            )
+            write_files(root, {name: png(image)})
+            rows.append(
+                {
+                    "path": name, "category": entries[label][3], "wnid": wnids[label], "exact_wnid": 1,
+                    "source": "made", "split": split,
+                }
+            )  # fmt: skip
+    if table:
+        write_rows(root / "images.csv", rows)
+    return written
+
+
+def write_fsdd(
+    root: Path, speakers: Sequence[str] = ("jackson", "theo"), takes: int = 2, seconds: float = 0.05
+) -> Path:
+    """`recordings/<digit>_<speaker>_<take>.wav` at 8 kHz."""
+    for digit in range(10):
+        for s, speaker in enumerate(speakers):
+            for take in range(takes):
+                wave = make_wave(digit, 10 * s + take, seconds, 8_000)
+                write_sound(root / "recordings" / f"{digit}_{speaker}_{take}.wav", wave, 8_000)
+    return root
+
+
+def write_aric(
+    root: Path, classes: Sequence[str] = ("reading", "writing", "standing", "sleeping"), train: int = 3, test: int = 2
+) -> Path:
+    """`manifest.csv`, pictures and sounds; two boxes in each picture: halves of different colours and labels."""
+    rows = []
+    for split, count in (("train", train), ("test", test)):
+        for i in range(count):
+            for first in range(0, len(classes), 2):
+                halves = make_images([first, first + 1], 20, seed=i)
+                name = f"{split}_{i}_{first}"
+                write_files(root, {f"image/{name}.png": png(np.concatenate(list(halves), axis=2))})
+                write_sound(root / f"audio/{name}.wav", make_wave(first, i, 0.05, 8_000), 8_000)
+                rows += [
+                    {
+                        "image": f"image/{name}.png", "x1": 20 * side, "y1": 0, "x2": 20 * side + 20, "y2": 20,
+                        "wav": f"audio/{name}.wav", "label": classes[first + side], "split": split,
+                    }
+                    for side in (0, 1)
+                ]  # fmt: skip
+    write_rows(root / "manifest.csv", rows)
+    return root
+
+
 # ---------------------------------------------------------------------- image folders, lists
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_cil.losses import (
     autoencoder_terms,
     coil_terms,
+    crossmodal_terms,
     derpp_terms,
     gamma_terms,
     icarl_binary_terms,
@@ -74,6 +75,8 @@ LOSSES: dict[str, Callable[[Inputs], dict[str, Tensor]]] = {
     "coil-retrospective": lambda x: {
         "one": retrospective_term(x.teacher, x.features, rows(x, x.teacher), progress=0.5)
     },
+    "crossmodal": lambda x: crossmodal_terms(x.logits, x.target, x.features, x.old.sum() * 0),
+    "crossmodal-same-class": lambda x: crossmodal_terms(x.logits, x.target, x.features, x.old.sum() * 0, reading="C"),
     "memo": lambda x: memo_terms(x.logits, x.target, auxiliary(x), num_old=x.teacher.shape[1]),
 }
 
