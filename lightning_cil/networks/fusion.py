@@ -167,6 +167,10 @@ class AAVFM(nn.Module):
         """w_v and w_a, `[2]`, 1 at the start."""
         return 2 * self.weights.softmax(0) if self.softmax_weights else self.weights
 
+    def fused_fraction(self) -> Tensor:
+        """Share of the samples in training that were fused, up to the last `merge_counters`, scalar; 0 without any."""
+        return self.counter.total[0] / self.counter.total[1].clamp(min=1)
+
     def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
         """Fuse.
 

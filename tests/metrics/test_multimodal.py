@@ -151,7 +151,7 @@ def blobs(target: torch.Tensor, dim: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     basis, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator))
     noise = 0.01 * torch.randn(len(target), dim, generator=generator)
-    return (basis[target] + noise) * (1 + 5 * torch.rand(len(target), 1, generator=generator))
+    return (basis[target] + noise) * 100 ** torch.rand(len(target), 1, generator=generator)
 
 
 def test_features_that_group_alike_agree_and_others_do_not():

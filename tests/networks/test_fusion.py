@@ -158,6 +158,7 @@ def test_calibration_chooses_once_and_is_kept_by_checkpoints():
     fusion.train()(visual, audio)
     merge_counters(fusion)
     assert fusion.counter.total.tolist() == [11, 41]
+    assert fusion.fused_fraction().item() == pytest.approx(11 / 41)
     other = AAVFM(6, threshold="quantile:0.75", strong="auto", mlp=False)
     other.load_state_dict(fusion.state_dict())
     torch.testing.assert_close(other(visual, audio), fusion(visual, audio))
