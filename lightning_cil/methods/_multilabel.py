@@ -45,6 +45,7 @@ FORMULAS = {
     "FPR": "FP / (FP + TN) over all pairs of image and class, at probability > 0.8",
     "class_il": "A[i,j]: mean AP of the classes of task j after task i, on the test images with a class seen",
     "task_il": "the same on those of them that have a class of task j",
+    "best": "the highest of the sweep: its threshold is chosen on test labels, a diagnostic only",
     "null": "classes of tasks to come are not scored: their outputs do not exist yet",
 }
 
@@ -283,8 +284,10 @@ class MultiLabelModule(IncrementalModule):
             found["unfiltered"] = summarise_scores(logits, target)
         probabilities = logits[filtered].double().sigmoid()
         self._evaluations[row] = found
+        sweep = threshold_sweep(probabilities, target[filtered])
         self._latest = {
-            "sweep": threshold_sweep(probabilities, target[filtered]),
+            "sweep": sweep,
+            "best": {name: _best_threshold(sweep, name) for name in ("CF1", "OF1")},
             "histogram": score_histogram(probabilities, target[filtered]),
         }
 
@@ -424,6 +427,12 @@ def _with_lr(make: OptimizerCallable, lr: float, params: Any) -> Optimizer:
     for group in optimizer.param_groups:
         group["lr"] = lr
     return optimizer
+
+
+def _best_threshold(sweep: dict[str, list[float]], name: str) -> dict[str, float]:
+    """The threshold of a sweep at which a score is highest; chosen on test labels, so a diagnostic and no result."""
+    value, threshold = max(zip(sweep[name], sweep["threshold"], strict=True), key=lambda pair: pair[0])
+    return {"threshold": threshold, "value": value}
 
 
 def _mean(values: list[float | None]) -> float:

@@ -102,6 +102,9 @@ def test_the_matrix_and_all_scores_are_those_of_an_evaluation_by_hand(runs: Any,
     assert scores["CF1"] == pytest.approx(class_f1(z.sigmoid(), y).item())
     assert scores["FPR"] == pytest.approx(false_positive_rate(z.sigmoid(), y).item())
     assert scores["sweep"]["CF1"][15] == pytest.approx(scores["CF1"])
+    for name, best in scores["best"].items():
+        place = scores["sweep"]["threshold"].index(best["threshold"])
+        assert best["value"] == max(scores["sweep"][name]) == scores["sweep"][name][place]
     matrix = found["matrix"]["class_il"]
     fallen = [max(matrix[0][0], matrix[1][0]) - matrix[2][0], matrix[1][1] - matrix[2][1]]
     assert scores["AF"] == pytest.approx(sum(fallen) / 2)
