@@ -228,6 +228,9 @@ class IncrementalTrainer(Trainer):
         with self._own_folder(path):
             self._in_stream = True
             driver.run(path, self.stop_after_task, self.evaluate_before_training)
+            for callback in self.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, OnExceptionCheckpoint):
+                    callback.teardown(self)  # removes its file, also when no stage was left to run
 
     def test(
         self,

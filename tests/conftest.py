@@ -4,9 +4,12 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.resume.conftest import Runs
 
 # Before torch is imported, and inherited by subprocesses. Tiny networks gain nothing from threads, and workers of
 # pytest-xdist that have several each keep one another waiting.
@@ -57,3 +60,13 @@ def run_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
 
     yield run
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def runs() -> Iterator["Runs"]:
+    """Starts runs and scripts in processes of their own, which need not import everything again."""
+    from tests.resume.conftest import Runs
+
+    server = Runs()
+    yield server
+    server.close()

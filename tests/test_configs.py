@@ -110,7 +110,7 @@ TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
 """Class of a config's data -> writes them below a folder and returns the arguments to read them from there."""
 
 
-def runs() -> list[tuple[Path, ...]]:
+def config_pairs() -> list[tuple[Path, ...]]:
     """The configs of each run."""
     files = sorted(EXAMPLES.rglob("*.yaml"))
     found: list[tuple[Path, ...]] = [(p,) for p in files if p.parent.name not in ("methods", "protocols")]
@@ -180,7 +180,7 @@ def check_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("configs", runs(), ids=run_id)
+@pytest.mark.parametrize("configs", config_pairs(), ids=run_id)
 def test_config_runs(configs, run_cli, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(configs[0].parent)  # a class that is defined beside the config
     name = section(configs, "data")["class_path"].rpartition(".")[2]
@@ -200,9 +200,15 @@ def test_config_runs(configs, run_cli, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.rglob("*.py")), ids=lambda p: p.stem)
-def test_script_runs(script, tmp_path):
+def test_script_runs(script, runs, tmp_path):
+    code = runs(None, tmp_path, script=str(script), env={"LIGHTNING_CIL_FAST": "1"})
+    assert code == 0, (tmp_path / "output.txt").read_text()
+
+
+def test_script_runs_by_itself(tmp_path):
     env = {**os.environ, "LIGHTNING_CIL_FAST": "1"}
-    result = subprocess.run([sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    command = [sys.executable, EXAMPLES / "own_method.py"]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -5,6 +5,7 @@ Kaleido calls `Plotly.toImage` of a script that it is given; `browser.js` is tha
 
 import json
 import os
+import signal
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,17 +38,27 @@ def run(page: str, script: str, width: int = 1200) -> Any:
     options = ["--disable-gpu", "--no-sandbox", "--disable-dev-shm-usage", "--disable-breakpad"]
     options.append("--allow-file-access-from-files")
     content = {"page": page.replace("<head>", f"<head>{SPY}", 1), "width": width, "script": script}
-    finished = subprocess.run(
-        [str(program), "plotly", f"--plotlyjs={Path(__file__).with_name('browser.js')}", *options],
-        cwd=folder,
-        env={**os.environ, **{name: str(folder / place) for name, place in places.items()}},
-        input=json.dumps({"data": {"data": [content], "layout": {}}, "format": "svg"}) + "\n",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        timeout=120,
-    )
-    answers = [json.loads(line) for line in finished.stdout.splitlines()]
-    assert len(answers) == 2, f"the browser ended with status {finished.returncode} after {answers}"
+    command = [str(program), "plotly", f"--plotlyjs={Path(__file__).with_name('browser.js')}", *options]
+    env = {**os.environ, **{name: str(folder / place) for name, place in places.items()}}
+    request = json.dumps({"data": {"data": [content], "layout": {}}, "format": "svg"}) + "\n"
+    status, stdout = next(filter(None, (_answer(command, folder, env, request) for _ in range(3))), (None, ""))
+    assert status is not None, "the browser did not start, three times"
+    answers = [json.loads(line) for line in stdout.splitlines()]
+    assert len(answers) == 2, f"the browser ended with status {status} after {answers}"
     assert answers[1]["code"] == 0, answers[1]["message"]
     return json.loads(answers[1]["result"])
+
+
+def _answer(command: list[str], folder: Path, env: dict[str, str], request: str) -> tuple[int, str] | None:
+    """Exit status and output of the browser, or None if it hangs, as it does now and then before it loads anything."""
+    program = subprocess.Popen(
+        command, cwd=folder, env=env, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        stdout, _ = program.communicate(request, timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(program.pid, signal.SIGKILL)
+        program.communicate()
+        return None
+    return program.returncode, stdout

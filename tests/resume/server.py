@@ -7,6 +7,7 @@ signal.
 
 import json
 import os
+import runpy
 import signal
 import sys
 import time
@@ -113,9 +114,14 @@ class After(StreamCallback):
 
 
 def run(job: dict[str, Any]) -> None:
-    """One run in this process, which ends with it."""
+    """One run, or one script, in this process, which ends with it."""
     root = Path(job["root"])
     os.environ.update(job.get("env", {}))
+    if "script" in job:
+        os.chdir(root)
+        sys.argv, sys.path[0] = [job["script"]], str(Path(job["script"]).parent)
+        runpy.run_path(job["script"], run_name="__main__")
+        return
     events = Events(job)
     replace = checkpoint.replace_durably
 
