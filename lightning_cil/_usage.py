@@ -535,10 +535,11 @@ def _shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Without the parser's own containers."""
+    """Without the parser's own containers, and lists for tuples, as a file gives them back."""
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return value.as_dict() if hasattr(value, "as_dict") else value
+    value = value.as_dict() if hasattr(value, "as_dict") else value
+    return {name: plain(v) for name, v in value.items()} if isinstance(value, dict) else value
 
 
 def _short(value: Any) -> str:

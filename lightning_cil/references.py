@@ -6,6 +6,7 @@ From the run's own `config.yaml` two further runs can be made, with its data, se
 |---|---|---|
 | `RUN/references/joint` | `Joint` | the bound: intransigence, the line above the curves |
 | `RUN/references/joint_cumulative` | `Joint`, anew for every task | a bound after each task (`--cumulative`, instead) |
+| `RUN/references/joint`, multi-label run | `MLJoint` | the same |
 | `RUN/references/independent` | `Independent` | what each task is worth alone (`--independent`, also) |
 
 `lightning-cil report` looks there. A reference that is complete is left alone; options that say another thing than its
@@ -23,7 +24,7 @@ from typing import Any
 import yaml
 
 from lightning_cil.callbacks import StreamCallback
-from lightning_cil.methods import Independent, Joint
+from lightning_cil.methods import Independent, Joint, MLJoint
 from lightning_cil.stream_checkpoint import newest_checkpoint
 
 FOLDER = "references"
@@ -46,8 +47,11 @@ def reference_config(config: dict[str, Any], reference: str, root: Path, options
     Returns:
         A config for `lightning-cil fit`. Of the method's arguments those that the reference has are kept; callbacks
         that are parts of the method (memory, teacher, stages) are left out.
+
+    Raises:
+        ValueError: For a multi-label run and another reference than `joint`.
     """
-    method = METHODS[reference]
+    method = _method(str(config["model"]["class_path"]), reference)
     known = inspect.signature(method).parameters
     given = config["model"].get("init_args") or {}
     trainer = dict(config.get("trainer") or {})
@@ -209,6 +213,27 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_part_of_method(class_path: str) -> bool:
-    module, _, name = class_path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
+    kind = _class(class_path)
     return issubclass(kind, StreamCallback) and kind.part_of_method
+
+
+def _method(class_path: str, reference: str) -> type:
+    """The class of a reference of a run of another."""
+    try:
+        kind = getattr(_class(class_path), "label_kind", "single")
+    except (ImportError, AttributeError, ValueError):  # a class of the user's own that is not there now
+        kind = "single"
+    if kind == "single":
+        return METHODS[reference]
+    if reference != "joint":
+        raise ValueError(
+            f"{class_path} is for multi-label data, and a multi-label run has the reference `joint` only. Leave "
+            f"`--{'cumulative' if reference == 'joint_cumulative' else reference}` out."
+        )
+    return MLJoint
+
+
+def _class(class_path: str) -> type:
+    module, _, name = class_path.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found

@@ -343,3 +343,10 @@ def test_ctrl_c_while_everything_is_imported(run_cli: RunCli, monkeypatch: pytes
     code, _, err = run_cli("fit")
     assert code == 130
     assert err.strip() == "lightning-cil fit: interrupted"
+
+
+def test_an_optimizer_with_tuples_is_the_same_in_a_checkpoint():
+    from lightning_cil._usage import plain
+
+    adam = {"class_path": "torch.optim.Adam", "init_args": {"betas": (0.9, 0.999)}}
+    assert plain(adam) == {"class_path": "torch.optim.Adam", "init_args": {"betas": [0.9, 0.999]}}

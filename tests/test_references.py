@@ -157,3 +157,11 @@ def test_bad_input(run_cli, tmp_path: Path):
     assert "--model.epochs N" in endless.stderr
     assert "Traceback" not in nothing.stderr + foreign.stderr + endless.stderr
     assert run_cli("references").code == 2
+
+
+def test_a_multi_label_run_is_bounded_by_its_own_joint_training(tmp_path: Path):
+    model = {"class_path": "lightning_cil.methods.RebLL", "init_args": {"epochs": 3, "alpha": 1.0}}
+    made = reference_config({"model": model, "seed_everything": 5}, "joint", tmp_path, {})
+    assert made["model"] == {"class_path": "lightning_cil.methods.ml_joint.MLJoint", "init_args": {"epochs": 3}}
+    with pytest.raises(ValueError, match="multi-label run has the reference `joint` only"):
+        reference_config({"model": model}, "independent", tmp_path, {})

@@ -53,6 +53,11 @@ class FeatureRecords(StreamCallback):
                 f"`FeatureRecords` needs a module with `features(image)`, and {type(pl_module).__name__} has none. "
                 "Add it, or take the callback out."
             )
+        if getattr(pl_module, "label_kind", "single") != "single":
+            raise ValueError(
+                f"`FeatureRecords` keeps one label for each image, and {type(pl_module).__name__} is for images with "
+                "any number of labels; expected a single-label method. Take the callback out."
+            )
         size = len(trainer.datamodule.labels("test"))  # type: ignore[attr-defined]
         count = min(self.num_images, size)
         self._chosen = torch.arange(count) * size // count

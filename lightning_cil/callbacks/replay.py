@@ -187,7 +187,7 @@ class ReplayBuffer(StreamCallback):
                 key = "replay" if number == 0 else f"replay{number + 1}"
                 drawn = self.draw(trainer, size, step, number)
                 batch[f"{key}_image"] = self._images(trainer, drawn, size, step, number, current.device)
-                for name in drawn.keys() - {"image", "key"}:
+                for name in (n for n in drawn if n not in ("image", "key")):
                     batch[f"{key}_{name}"] = to_device(drawn[name], current.device)
         else:
             drawn = self.draw(trainer, size, step)

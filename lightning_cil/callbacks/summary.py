@@ -92,11 +92,16 @@ def scores_line(state: StreamState, scenario: Scenario, no_forward_transfer: str
 def test_lines(found: Mapping[str, float]) -> list[str]:
     """What a test of a checkpoint gave: a line for each task learned and their mean, in percent."""
     keys = [f"test/{scenario}" for scenario in SCENARIOS]
+    score = "mAP" if "test/mAP" in found else "accuracy"
     count = sum(name.startswith(f"{keys[0]}/task_") for name in found)
-    lines = ["   task" + "".join(f"{SCENARIO_NAMES[s]:>10}" for s in SCENARIOS) + "   (accuracy in %)"]
+    lines = ["   task" + "".join(f"{SCENARIO_NAMES[s]:>10}" for s in SCENARIOS) + f"   ({score} in %)"]
     rows = [(str(j + 1), [found[f"{key}/task_{j}"] for key in keys]) for j in range(count)]
     rows += [("mean", [found[key] for key in keys])]
-    return lines + [f"{name:>7}" + "".join(f"{100 * v:10.2f}" for v in values) for name, values in rows]
+    lines += [f"{name:>7}" + "".join(f"{100 * v:10.2f}" for v in values) for name, values in rows]
+    if score == "mAP":
+        names = ("mAP", "CF1", "OF1", "FPR", "precision", "recall")
+        lines.append("all classes: " + "   ".join(f"{n} {100 * found[f'test/{n}']:.2f}" for n in names) + "   (%)")
+    return lines
 
 
 def validation_line(found: Sequence[Mapping[str, float]]) -> str:

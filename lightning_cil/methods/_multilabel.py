@@ -44,6 +44,7 @@ FORMULAS = {
     "FPR": "FP / (FP + TN) over all pairs of image and class, at probability > 0.8",
     "class_il": "A[i,j]: mean AP of the classes of task j after task i, on the test images with a class seen",
     "task_il": "the same on those of them that have a class of task j",
+    "best": "the highest of the sweep: its threshold is chosen on test labels, a diagnostic only",
     "null": "classes of tasks to come are not scored: their outputs do not exist yet",
 }
 
@@ -247,7 +248,8 @@ class MultiLabelModule(IncrementalModule):
         filtered = target.any(dim=1)
         found = summarise_scores(logits[filtered], target[filtered])
         if self._row is None:
-            logged = {f"test/{name}": found["0.8"][name] for name in HEADLINES} | {"test/mAP": found["mAP"]}
+            at_threshold = found.get("0.8", dict.fromkeys(HEADLINES, 0.0))  # no image has a class seen
+            logged = {f"test/{name}": at_threshold[name] for name in HEADLINES} | {"test/mAP": found["mAP"] or 0.0}
             for scenario, (total, count) in self._sums.items():
                 each = (total / count).tolist()
                 logged |= {f"test/{scenario}/task_{j}": v for j, v in enumerate(each)}
@@ -258,8 +260,10 @@ class MultiLabelModule(IncrementalModule):
             found["unfiltered"] = summarise_scores(logits, target)
         probabilities = logits[filtered].double().sigmoid()
         self._evaluations[row] = found
+        sweep = threshold_sweep(probabilities, target[filtered])
         self._latest = {
-            "sweep": threshold_sweep(probabilities, target[filtered]),
+            "sweep": sweep,
+            "best": {name: _best_threshold(sweep, name) for name in ("CF1", "OF1")},
             "histogram": score_histogram(probabilities, target[filtered]),
         }
 
@@ -307,8 +311,8 @@ class MultiLabelModule(IncrementalModule):
         self._scores["val"].reset()
         loss = F.binary_cross_entropy_with_logits(logits.float(), target.float())
         sums = self._tasks_summed(logits, target)
-        means = {f"val/{s}": (total.sum() / count.sum()).float() for s, (total, count) in sums.items()}
-        self.log_dict({"val/loss": loss, **means}, sync_dist=True)  # the same on all ranks
+        means = {f"val/{s}": (total.sum() / count.sum()).item() for s, (total, count) in sums.items()}
+        self.log_dict({"val/loss": loss.item(), **means}, sync_dist=True)  # the same on all ranks
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Probability of each class, `[B, seen]`, float32; they do not add up to 1."""
@@ -399,6 +403,12 @@ def _with_lr(make: OptimizerCallable, lr: float, params: Any) -> Optimizer:
     for group in optimizer.param_groups:
         group["lr"] = lr
     return optimizer
+
+
+def _best_threshold(sweep: dict[str, list[float]], name: str) -> dict[str, float]:
+    """The threshold of a sweep at which a score is highest; chosen on test labels, so a diagnostic and no result."""
+    value, threshold = max(zip(sweep[name], sweep["threshold"], strict=True), key=lambda pair: pair[0])
+    return {"threshold": threshold, "value": value}
 
 
 def _mean(values: list[float | None]) -> float:

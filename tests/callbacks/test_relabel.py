@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cil.callbacks import OnlineRelabel, ReplayBuffer, StreamCallback, Teacher
 from lightning_cil.callbacks.replay import CHECKPOINT_KEY
-from lightning_cil.data import MultiLabelDigits, SplitDigits
+from lightning_cil.data import MultiLabelDigits, MultiLabelVOC, SplitDigits
 from lightning_cil.methods import MLER, RebLL
+from lightning_cil.networks import Backbone
+from tests.data import formats
 from tests.methods.test_multilabel import adam, digits
 from tests.streams import fit, make, results
 from tests.trainer.test_ranks import saved
@@ -132,6 +134,23 @@ def test_a_quota_gives_the_share_of_positives(tmp_path: Path) -> None:
     trainer, _ = relabelled(tmp_path, quota=0.25)
     for entry in results(trainer)["relabelling"]["tasks"][1:]:
         assert abs(entry["positives"] - 0.25 * entry["labels"]) <= 1.01  # two models, each rounded
+
+
+def test_exemplars_that_are_files_are_read_again(tmp_path: Path) -> None:
+    """Kept by their position, not as images; decoded by the evaluation's transform when they are relabelled."""
+    formats.write_voc(tmp_path, train=3, test=1)
+    data = MultiLabelVOC(tmp_path / "VOCdevkit", image_size=16, sizes=[8, 6, 6], num_workers=0, batch_size=8)
+    memory = ReplayBuffer(per_class=1, storage="index", repeat=False)
+    module = make(RebLL, optimizer=adam, backbone=Backbone("small_cnn"))
+    trainer = fit(tmp_path, module, data, [memory, OnlineRelabel(), Teacher()])
+    store = memory.store
+    assert set(store.names) == {"index", "task", "target", "known", "annotated"}
+    assert store.column("known").all()
+    truth = data.hidden_labels(store.column("index")).float()
+    annotated = store.column("annotated")
+    assert annotated.any(dim=1).all()
+    assert store.column("target")[annotated].equal(truth[annotated])
+    assert results(trainer)["relabelling"]["tasks"][-1]["labels"] > 0
 
 
 # ---------------------------------------------------------------------- exemplars

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from lightning_cil.callbacks import ContinualEvaluation, ReplayBuffer, StreamCallback
+from lightning_cil.callbacks import ContinualEvaluation, FeatureRecords, ReplayBuffer, StreamCallback
 from lightning_cil.data import MultiLabelDigits, SplitDigits
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.methods import (
@@ -102,6 +102,9 @@ def test_the_matrix_and_all_scores_are_those_of_an_evaluation_by_hand(runs: Any,
     assert scores["CF1"] == pytest.approx(class_f1(z.sigmoid(), y).item())
     assert scores["FPR"] == pytest.approx(false_positive_rate(z.sigmoid(), y).item())
     assert scores["sweep"]["CF1"][15] == pytest.approx(scores["CF1"])
+    for name, best in scores["best"].items():
+        place = scores["sweep"]["threshold"].index(best["threshold"])
+        assert best["value"] == max(scores["sweep"][name]) == scores["sweep"][name][place]
     matrix = found["matrix"]["class_il"]
     fallen = [max(matrix[0][0], matrix[1][0]) - matrix[2][0], matrix[1][1] - matrix[2][1]]
     assert scores["AF"] == pytest.approx(sum(fallen) / 2)
@@ -151,9 +154,16 @@ def test_the_other_kind_of_labels_is_refused(tmp_path: Path, method: Any, data: 
         fit(tmp_path, make(method), data())
 
 
-def test_callbacks_that_count_correct_labels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`ContinualEvaluation` counts correct labels"):
-        fit(tmp_path, make(MLFineTune), digits(), [ContinualEvaluation()])
+@pytest.mark.parametrize(
+    ("callback", "words"),
+    [
+        (ContinualEvaluation(), "`ContinualEvaluation` counts correct labels"),
+        (FeatureRecords(), "`FeatureRecords` keeps one label for each image"),
+    ],
+)
+def test_callbacks_for_one_label_an_image_are_refused(tmp_path: Path, callback: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fit(tmp_path, make(MLFineTune), digits(train_images=40), [callback])
 
 
 # ---------------------------------------------------------------------- learning
