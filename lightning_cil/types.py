@@ -79,7 +79,10 @@ class Batch(TypedDict, total=False):
     replay2_known: Tensor
     """bool `[R, C]`, as `replay_known`."""
     teacher_logits: Tensor
-    """float `[B, old]`: the old model's logits for `image` (added by `Teacher`)."""
+    """float `[B, old]`: the old model's logits for `image` (added by `Teacher`).
+
+    `Teacher(outputs=True)` adds further `teacher_<name>`, and `replay_teacher_<name>` for exemplars.
+    """
     teacher_features: Tensor
     """float `[B, dim]`: the old body's features of `image` (added by `Teacher(features=True)`)."""
     replay_teacher_logits: Tensor

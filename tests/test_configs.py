@@ -68,6 +68,12 @@ def written(write: Callable[..., Any], **options: Any) -> Callable[[Path], dict[
     return make
 
 
+FITTED = {
+    "KRT": {"positions": "16"},
+    "L2P": {"backbone": '{"name": "test_vit", "in_channels": 1}'},
+}
+"""What a method's network needs to fit the tiny pictures."""
+
 SMALL = Backbone("small_cnn", in_channels=1)
 
 
@@ -153,6 +159,7 @@ def shortened(configs: tuple[Path, ...]) -> list[str]:
         arguments.setdefault("epochs", None)
     long = [n for n, v in arguments.items() if n == "epochs" or (n.endswith("_epochs") and v and v > 1)]
     options = [part for name in long for part in (f"--model.init_args.{name}", "1")]
+    options += [part for key, value in FITTED.get(name, {}).items() for part in (f"--model.init_args.{key}", value)]
     backbone = arguments.get("backbone", "resnet32")
     backbone = Backbone(**backbone) if isinstance(backbone, dict) else Backbone(backbone)
     if backbone.name == "small_cnn":

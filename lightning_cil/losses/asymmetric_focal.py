@@ -1,8 +1,8 @@
 """The asymmetric loss (ASL) of multi-label classification: easy negatives weigh next to nothing.
 
-Ridnik et al., Asymmetric Loss For Multi-Label Classification, 2021, Eq. 4-7, https://arxiv.org/abs/2009.14119. PODNet
-and KRT are trained with it in Dong et al., Knowledge Restore and Transfer for Multi-Label Class-Incremental Learning,
-2023, https://arxiv.org/abs/2302.13334.
+Ridnik et al., Asymmetric Loss For Multi-Label Classification, 2021, https://arxiv.org/abs/2009.14119 (no equation
+is cited). PODNet and KRT are trained with it in Dong et al., Knowledge Restore and Transfer for Multi-Label
+Class-Incremental Learning, 2023, https://arxiv.org/abs/2302.13334.
 
 Departure: logarithms come from logits, so that nothing is clamped at 1e-8.
 """
@@ -34,7 +34,7 @@ def asymmetric_focal_loss(
     """Binary cross-entropy whose terms are weighted by how wrong they are, negatives more steeply than positives.
 
     ```text
-    L = Σ_c -y_c (1 - p_c)^γ+ ln p_c - (1 - y_c) p_m^γ- ln(1 - p_m),   p_m = max(p_c - m, 0)         ASL, Eq. 5-7
+    L = Σ_c -y_c (1 - p_c)^γ+ ln p_c - (1 - y_c) p_m^γ- ln(1 - p_m),   p_m = max(p_c - m, 0)
     ```
 
     | symbol | argument | range |
@@ -80,7 +80,7 @@ def asymmetric_focal_loss(
         )
     log_positive = F.logsigmoid(logits)  # ln p
     if clip:
-        shifted = (logits.sigmoid() - clip).clamp(min=0)  # p_m, Eq. 5
+        shifted = (logits.sigmoid() - clip).clamp(min=0)  # p_m
         log_negative = torch.log1p(-shifted)
     else:
         shifted, log_negative = logits.sigmoid(), F.logsigmoid(-logits)
@@ -88,5 +88,5 @@ def asymmetric_focal_loss(
     negative_weight = shifted.clamp(min=_TINY) ** gamma_negative
     if detach_focal:
         positive_weight, negative_weight = positive_weight.detach(), negative_weight.detach()
-    loss = -target * positive_weight * log_positive - (1 - target) * negative_weight * log_negative  # Eq. 7
+    loss = -target * positive_weight * log_positive - (1 - target) * negative_weight * log_negative
     return class_reduction(loss, reduction) if known is None else known_reduction(loss, known, reduction)

@@ -1,7 +1,7 @@
 """CSC's term against confident wrong answers.
 
 Du et al., Confidence Self-Calibration for Multi-Label Class-Incremental Learning, 2024,
-https://arxiv.org/abs/2403.12559, as its code has it.
+https://arxiv.org/abs/2403.12559, as its code has it (no equation).
 """
 
 import torch.nn.functional as F

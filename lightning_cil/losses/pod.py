@@ -1,8 +1,9 @@
 """Pooled outputs distillation: maps of the new body stay near the old one's, after pooling.
 
-Douillard et al., PODNet: Pooled Outputs Distillation for Small-Tasks Incremental Learning, 2020, Eq. 2-6,
-https://arxiv.org/abs/2004.13513, in the multi-label form of Dong et al., Knowledge Restore and Transfer, 2023,
-https://arxiv.org/abs/2302.13334 (its code). KRT keeps its tokens' embeddings by `cosine_preservation`, too.
+Douillard et al., PODNet: Pooled Outputs Distillation for Small-Tasks Incremental Learning, 2020,
+https://arxiv.org/abs/2004.13513 (no equation is cited), in the multi-label form of the code of Dong et al., Knowledge
+Restore and Transfer, 2023, https://arxiv.org/abs/2302.13334. KRT keeps its tokens' embeddings by `cosine_preservation`,
+too.
 """
 
 import math
@@ -22,11 +23,11 @@ def pod_spatial(old_maps: Sequence[Tensor], new_maps: Sequence[Tensor]) -> Float
     """Distance of the squared maps, summed over their width and over their height, averaged over the stages.
 
     ```text
-    Σ_b ‖ n(h_old) - n(h_new) ‖ / B,   h = [Σ_w a², Σ_h a²],   n(v) = v / ‖v‖         PODNet, Eq. 3-5
+    Σ_b ‖ n(h_old) - n(h_new) ‖ / B,   h = [Σ_w a², Σ_h a²],   n(v) = v / ‖v‖
     ```
 
-    Source: PODNet, Eq. 3-5, https://arxiv.org/abs/2004.13513, whose code squares the maps and takes the distance, not
-    its square.
+    Source: PODNet ("POD-spatial"), https://arxiv.org/abs/2004.13513, whose code squares the maps and takes the
+    distance, not its square.
 
     Args:
         old_maps: Of the old body, float `[batch, channels, height, width]` for each stage. No gradient flows into them.
@@ -61,8 +62,7 @@ def cosine_preservation(
 ) -> Float[Tensor, ""]:
     """Mean over the batch of 1 - cos(old, new): POD-flat.
 
-    Source: PODNet, Eq. 6 (unit vectors), https://arxiv.org/abs/2004.13513, in the form of KRT's code, without its
-    square.
+    Source: PODNet ("POD-flat"), https://arxiv.org/abs/2004.13513, in the form of KRT's code.
 
     Args:
         old_features: Of the old network. No gradient flows into them.
@@ -90,7 +90,7 @@ def cosine_preservation(
 def growth_factor(num_seen: int, num_new: int) -> float:
     """√(N_t / |C_t|): old knowledge weighs the more, the more of it there is.
 
-    Source: PODNet, section 4.1 (no number), https://arxiv.org/abs/2004.13513.
+    Source: PODNet, https://arxiv.org/abs/2004.13513.
 
     Args:
         num_seen: Classes of all tasks so far, N_t.

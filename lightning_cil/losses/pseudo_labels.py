@@ -1,8 +1,8 @@
 """Dynamic pseudo-labels (KRT): the old model's confident answers become labels of the new images.
 
-Dong et al., Knowledge Restore and Transfer for Multi-Label Class-Incremental Learning, 2023, section 3.2,
-https://arxiv.org/abs/2302.13334, with the search of its code: from a start the threshold moves in steps until the old
-model finds as many old classes in an image as are expected.
+Dong et al., Knowledge Restore and Transfer for Multi-Label Class-Incremental Learning, 2023,
+https://arxiv.org/abs/2302.13334 (no equation), with the search of its code: from a start the threshold moves in steps
+until the old model finds as many old classes in an image as are expected.
 
 Departure: when the band is not met, the authors' search raises an error; ours takes the closest threshold on its way.
 """

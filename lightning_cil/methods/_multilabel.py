@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
+from lightning_cil.callbacks import ReplayBuffer, Teacher
 from lightning_cil.losses import Reduction, asymmetric_focal_loss, binary_distillation, known_bce
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.metrics import (
@@ -114,6 +115,29 @@ class MultiLabelModule(IncrementalModule):
         """Put CSC's graph in the place of pooling and linear head; called at the end of `__init__`."""
         self.backbone = MapBackbone(self.backbone)
         self.head = ClassGCN(feature_width(self.backbone), width, norm)  # type: ignore[assignment]
+
+    def check_callbacks(self, exemplars: bool, outputs: bool = False) -> None:
+        """Refuse a memory or an old model that the method does not use as it is.
+
+        Args:
+            exemplars: Whether the method replays.
+            outputs: Whether it wants more of the old model than logits.
+
+        Raises:
+            ValueError: For such a callback.
+        """
+        name = type(self).__name__
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ReplayBuffer) and not exemplars:
+                raise ValueError(
+                    f"{name} uses no exemplars and got the callback `ReplayBuffer`; expected none. Take it out, or "
+                    "choose a method that replays, such as `MLER` or `RebLL`."
+                )
+            if isinstance(callback, Teacher) and outputs and not (callback.outputs and callback.exemplars):
+                raise ValueError(
+                    f"{name} got a `Teacher` with `outputs={callback.outputs}`, `exemplars={callback.exemplars}`; "
+                    "expected both true. Take the callback out: the method brings its own."
+                )
 
     # ------------------------------------------------------------------ training
 

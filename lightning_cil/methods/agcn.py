@@ -1,8 +1,8 @@
 """`AGCN`: classifiers out of a graph of labels that grows with the stream.
 
 Paper: Du, Lyu, Hu, Li, Feng, Xu, Fu, AGCN: Augmented Graph Convolutional Network for Lifelong Multi-label Image
-Recognition, ICME 2022, Eq. 2-12, https://arxiv.org/abs/2203.05534, details from the authors' code,
-https://github.com/Kaile-Du/AGCN. Memory: none beside the old model during a task.
+Recognition, ICME 2022, https://arxiv.org/abs/2203.05534, from the authors' code,
+https://github.com/Kaile-Du/AGCN; no equation is cited. Memory: none beside the old model during a task.
 
 | term | function |
 |---|---|
@@ -37,7 +37,7 @@ RANDOM = "random"
 
 
 class AGCN(MultiLabelModule):
-    """Classifiers out of a growing label graph (Du et al. 2022, Eq. 2-12, https://arxiv.org/abs/2203.05534); no exemplars.
+    """Classifiers out of a growing label graph (Du et al. 2022, no equation, https://arxiv.org/abs/2203.05534); no exemplars.
 
     Args:
         backbone: See `MultiLabelModule`. Default: TResNet-M.
@@ -113,7 +113,8 @@ class AGCN(MultiLabelModule):
         return [Teacher()]
 
     def on_stream_start(self, resumed: bool) -> None:
-        """Say so when the word vectors mean nothing."""
+        """Refuse callbacks that the method does not use; say so when the word vectors mean nothing."""
+        self.check_callbacks(exemplars=False)
         if self.vectors is None:
             rank_zero_warn(
                 "AGCN has no word vectors and draws random ones, so that its graph starts without the classes' "

@@ -1,8 +1,8 @@
 """`CSC`: a graph of classes that grows, and calibrated confidence.
 
 Paper: Du, Zhou, Lyu, Li, Lu, Liu, Confidence Self-Calibration for Multi-Label Class-Incremental Learning, ECCV 2024,
-https://arxiv.org/abs/2403.12559, from the authors' code, https://github.com/Kaile-Du/CSC; no equation is cited. Memory:
-none beside the old model during a task.
+https://arxiv.org/abs/2403.12559, from the code https://github.com/Kaile-Du/CSC; no equation. Memory: none beside
+the old model during a task.
 
 | term | function |
 |---|---|
@@ -86,6 +86,10 @@ class CSC(MultiLabelModule):
     def required_callbacks(self) -> list[Callback]:
         """The old model."""
         return [Teacher()]
+
+    def on_stream_start(self, resumed: bool) -> None:
+        """Refuse callbacks that the method does not use."""
+        self.check_callbacks(exemplars=False)
 
     def terms(self, batch: Batch, logits: Tensor, replay_logits: Tensor | None) -> dict[str, Tensor]:
         """α BCE + (1 - α) KD + β Σ p ln p."""

@@ -1,7 +1,7 @@
 """`KRT`: knowledge restore and transfer — pseudo-labels for old classes, and attention with a token for each task.
 
-Paper: Dong, Zhang, Yin, Chen, Yang, Gao, Cao, Knowledge Restore and Transfer for Multi-Label Class-Incremental
-Learning, ICCV 2023, https://arxiv.org/abs/2302.13334, details from the authors' code,
+Paper: Dong, Luo, He, Wei, Cheng, Gong, Knowledge Restore and Transfer for Multi-Label Class-Incremental Learning,
+ICCV 2023, https://arxiv.org/abs/2302.13334, details from the authors' code,
 https://github.com/witdsl/KRT-MLCIL; no equation is cited. Memory: none beside the old model during a task.
 
 | term | function |
@@ -168,7 +168,8 @@ class KRT(MultiLabelModule):
     # ------------------------------------------------------------------ pseudo-labels
 
     def on_stream_start(self, resumed: bool) -> None:
-        """A new stream starts without thresholds."""
+        """A new stream starts without thresholds; refuse callbacks that the method does not use."""
+        self.check_callbacks(exemplars=False, outputs=True)
         if not resumed:
             self._found = []
 

@@ -1,12 +1,12 @@
 """`L2P`: learning to prompt, for multi-label streams. A frozen vision transformer, a pool of prompts, a head.
 
 Paper: Wang, Zhang, Lee, Zhang, Sun, Ren, Su, Perot, Dy, Pfister, Learning to Prompt for Continual Learning, CVPR 2022,
-Eq. 1-5, https://arxiv.org/abs/2112.08654, details from https://github.com/JH-LEE-KR/l2p-pytorch. Memory: none.
+https://arxiv.org/abs/2112.08654, from https://github.com/JH-LEE-KR/l2p-pytorch; no equation is cited. Memory: none.
 
-| equation | function |
+| term | function |
 |---|---|
-| Eq. 1-4: query, nearest keys, prompts in front of the patches | `PromptedTransformer` |
-| Eq. 5: loss of the labels, minus the cosines of the chosen keys | `terms` |
+| query, nearest keys, prompts in front of the patches | `PromptedTransformer` |
+| loss of the labels, minus the cosines of the chosen keys | `terms` |
 
 Departures: binary cross-entropy over the current task's classes in place of the softmax, 20 epochs with batch 64 (the
 row of RebLL's table 3; the paper: 5 with batch 16); each image chooses its prompts for itself, also in training.
@@ -25,7 +25,7 @@ from lightning_cil.types import Batch, Stage, Task
 
 
 class L2P(MultiLabelModule):
-    """A prompt pool before a frozen transformer (Wang et al. 2022, Eq. 1-5, https://arxiv.org/abs/2112.08654); no exemplars.
+    """A prompt pool before a frozen transformer (Wang et al. 2022, no equation, https://arxiv.org/abs/2112.08654); no exemplars.
 
     Args:
         backbone: One of timm's vision transformers with a class token; it stays as it is. Give it weights. Default:
@@ -80,6 +80,10 @@ class L2P(MultiLabelModule):
         """One stage on the pool and the head."""
         return [self.stage_of(task, "train", train=["backbone.pool.*", "head.*"])]
 
+    def on_stream_start(self, resumed: bool) -> None:
+        """Refuse callbacks that the method does not use."""
+        self.check_callbacks(exemplars=False)
+
     def logits_together(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits of the images; the cosines of their keys join the batch."""
         features, cosines = self.through_backbone(batch["image"], with_cosines=True)
@@ -92,5 +96,5 @@ class L2P(MultiLabelModule):
         extended: Any = batch
         return {
             "bce": self.known_bce(batch, logits),
-            "keys": -self.key_weight * precise(extended["cosines"]).sum(dim=1).mean(),  # Eq. 5
+            "keys": -self.key_weight * precise(extended["cosines"]).sum(dim=1).mean(),
         }

@@ -1,15 +1,15 @@
 """`MLPODNet`: pooled outputs distillation for multi-label streams, with exemplars.
 
 Paper: Douillard, Cord, Ollion, Robert, Valle, PODNet: Pooled Outputs Distillation for Small-Tasks Incremental Learning,
-ECCV 2020, Eq. 2-6, https://arxiv.org/abs/2004.13513, in the multi-label form of KRT's code,
+ECCV 2020, https://arxiv.org/abs/2004.13513 (no equation is cited), in the multi-label form of KRT's code,
 https://github.com/witdsl/KRT-MLCIL: linear head, asymmetric loss, no proxies, no balanced fine-tuning. Memory: a
 reservoir of 2 exemplars for each class of the stream by default (the PODNet row of RebLL's table 1; 5 on COCO).
 
-| equation | function |
+| term | function |
 |---|---|
 | asymmetric loss of the labels that each image's own task annotated (KRT's code) | `asymmetric_focal_loss` |
-| Eq. 3-5: λ_c √(N_t/|C_t|) · distance of the pooled maps of all stages | `pod_spatial` |
-| Eq. 6: λ_f √(N_t/|C_t|) · (1 - cos) of the features | `cosine_preservation` |
+| λ_c √(N_t/|C_t|) · distance of the pooled maps of all stages | `pod_spatial` |
+| λ_f √(N_t/|C_t|) · (1 - cos) of the features | `cosine_preservation` |
 
 Departures from KRT's code: labels that are not annotated do not count, where it takes old classes of new images as
 negatives and gives exemplars the true labels of later tasks; a reservoir in place of herding. Sums over the batch are
@@ -33,7 +33,7 @@ _KEPT = ("map", "features")
 
 
 class MLPODNet(MultiLabelModule):
-    """Pooled outputs distillation (Douillard et al. 2020, Eq. 2-6, https://arxiv.org/abs/2004.13513); needs `ReplayBuffer`.
+    """Pooled outputs distillation (Douillard et al. 2020, no equation, https://arxiv.org/abs/2004.13513); needs `ReplayBuffer`.
 
     Args:
         backbone: See `MultiLabelModule`; a convolutional network. Default: TResNet-M, with four stages.
@@ -92,6 +92,10 @@ class MLPODNet(MultiLabelModule):
         """The memory, and the old model with its maps."""
         return [ReplayBuffer(per_class=EXEMPLARS_PER_CLASS, repeat=False), Teacher(outputs=True)]
 
+    def on_stream_start(self, resumed: bool) -> None:
+        """Refuse callbacks that the method does not use."""
+        self.check_callbacks(exemplars=True, outputs=True)
+
     def teacher_outputs(self, image: Tensor) -> dict[str, Tensor]:
         """Logits `[B, seen]` of images, their features `[B, dim]`, and the maps of all stages, `map0` first."""
         features, maps = self.through_backbone(image, stages=True)
@@ -124,8 +128,8 @@ class MLPODNet(MultiLabelModule):
         old = {name: _with_replay(entries, f"teacher_{name}") for name in new}
         maps = sorted(name for name in new if name != "features")
         factor = growth_factor(self.task.num_seen, self.task.num_classes)
-        spatial = pod_spatial([old[name] for name in maps], [new[name] for name in maps])  # Eq. 3-5
-        flat = cosine_preservation(old["features"], new["features"])  # Eq. 6
+        spatial = pod_spatial([old[name] for name in maps], [new[name] for name in maps])
+        flat = cosine_preservation(old["features"], new["features"])
         terms["spatial"] = self.beside_sum(self.spatial_weight) * factor * spatial
         terms["flat"] = self.beside_sum(self.flat_weight) * factor * flat
         return terms

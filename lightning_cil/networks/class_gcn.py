@@ -2,7 +2,7 @@
 
 Du et al., Confidence Self-Calibration for Multi-Label Class-Incremental Learning, 2024,
 https://arxiv.org/abs/2403.12559, after Ye et al., Attention-Driven Dynamic Graph Convolutional Network for Multi-Label
-Image Recognition (ADD-GCN), 2020, Eq. 1-8, https://arxiv.org/abs/2012.02994.
+Image Recognition (ADD-GCN), 2020, https://arxiv.org/abs/2012.02994.
 
 With X the map, `[positions, in]`, and φ a leaky ReLU:
 

@@ -1,8 +1,8 @@
 """The augmented correlation matrix of AGCN: which classes come together, of old and new ones, seen online.
 
-Du et al., AGCN: Augmented Graph Convolutional Network for Lifelong Multi-label Image Recognition, 2022, Eq. 4-9,
+Du et al., AGCN: Augmented Graph Convolutional Network for Lifelong Multi-label Image Recognition, 2022,
 https://arxiv.org/abs/2203.05534, with the thresholds of its code, after Chen et al., Multi-Label Image Recognition with
-Graph Convolutional Networks (ML-GCN), 2019, Eq. 6-8, https://arxiv.org/abs/1904.03582.
+Graph Convolutional Networks (ML-GCN), 2019, https://arxiv.org/abs/1904.03582.
 
 Entry (i, j) is P(i | j), made into a weight. y are labels of the new classes, s the softmax of the old model's logits.
 

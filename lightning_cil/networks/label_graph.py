@@ -1,6 +1,6 @@
 """Classifiers out of a graph of labels (AGCN): what comes together shares weights.
 
-Du et al., AGCN: Augmented Graph Convolutional Network for Lifelong Multi-label Image Recognition, 2022, Eq. 2-3,
+Du et al., AGCN: Augmented Graph Convolutional Network for Lifelong Multi-label Image Recognition, 2022,
 https://arxiv.org/abs/2203.05534: H = A φ(A E W_1) W_2, z_c = features · H_c, with word vectors E of the classes, a
 leaky ReLU φ, and the matrix A of `label_correlation`.
 """

@@ -1,6 +1,6 @@
 """Prompts of a pool, chosen by the image, in front of a frozen vision transformer (L2P).
 
-Wang et al., Learning to Prompt for Continual Learning, 2022, Eq. 1-4, https://arxiv.org/abs/2112.08654; details as in
+Wang et al., Learning to Prompt for Continual Learning, 2022, https://arxiv.org/abs/2112.08654; details as in
 https://github.com/JH-LEE-KR/l2p-pytorch.
 
 | symbol | meaning |

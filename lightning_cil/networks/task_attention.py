@@ -1,6 +1,6 @@
 """Incremental cross-attention (KRT): a token of each task asks the image's patches, a shared one carries over.
 
-Dong et al., Knowledge Restore and Transfer for Multi-Label Class-Incremental Learning, 2023, section 3.3,
+Dong et al., Knowledge Restore and Transfer for Multi-Label Class-Incremental Learning, 2023,
 https://arxiv.org/abs/2302.13334, whose attention is that of CaiT and whose classifiers are those of DyTox.
 
 With X the map, projected to E channels plus a learned position for each of its P positions, u the shared transfer token

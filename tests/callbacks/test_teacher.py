@@ -186,6 +186,41 @@ def test_without_exemplars_there_are_no_logits_for_them(tmp_path: Any) -> None:
     assert "replay_teacher_logits" not in keys
 
 
+class Outputs(FineTune):
+    """Says more than logits."""
+
+    def teacher_outputs(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.features(image)
+        return {"logits": self.head(features), "map": features[:, :6].view(-1, 3, 2)}
+
+
+def test_whatever_the_old_module_says_joins_the_batch(tmp_path: Any) -> None:
+    old, steps = {}, []
+
+    def look(hook: str, trainer: Any, module: Any, *args: Any) -> None:
+        if hook == "on_task_start":
+            old[args[0].index] = copy.deepcopy(module)
+        elif hook == "on_train_batch_start":
+            steps.append((module.task.index, copied(args[0])))
+
+    callbacks = [ReplayBuffer(total=6, batch_size=4), Teacher(outputs=True), Recorder(look)]
+    fit(tmp_path, make(Outputs), TinyTasks(), callbacks, limit_train_batches=1)
+    assert not [key for key in steps[0][1] if "teacher" in key]
+    for task, batch in steps[1:]:
+        for prefix, image in (("teacher_", batch["image"]), ("replay_teacher_", batch["replay_image"])):
+            with torch.no_grad():
+                expected = copy.deepcopy(old[task]).eval().teacher_outputs(image)
+            for name, value in expected.items():
+                torch.testing.assert_close(batch[prefix + name], value)
+            assert batch[f"{prefix}map"].shape == (len(image), 3, 2)
+
+
+@pytest.mark.parametrize("options", [{"features": True}, {"targets": "recorded"}])
+def test_outputs_go_with_nothing_else(options: Any) -> None:
+    with pytest.raises(ValueError, match="got `outputs=True` with `targets="):
+        Teacher(outputs=True, **options)
+
+
 # ---------------------------------------------------------------------- recorded
 
 

@@ -1,9 +1,10 @@
-"""The first step of every task: which tensors the optimizer holds, and which entries it changes."""
+"""What methods with networks of their own must stand: growth that is trained, and a resume inside a task."""
 
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from lightning_cil import Task
 from lightning_cil.methods import MultiLabelModule
 from tests.callbacks.conftest import Recorder
 from tests.methods.test_multilabel import digits
-from tests.streams import fit
+from tests.streams import fit, make, results
 
 
 class FirstStep(NamedTuple):
@@ -69,6 +70,33 @@ def check_growth(steps: list[FirstStep]) -> set[str]:
         parameters = {name for name in added if name.rpartition(".")[2] not in BUFFERS}
         assert parameters <= step.trained
     return grown
+
+
+def check_resume(root: Path, kind: type[MultiLabelModule], **options: Any) -> None:
+    """A run that goes on from the middle of its second task ends as the one that ran through."""
+    path = root / "inside.ckpt"
+
+    def look(hook: str, trainer: Any, module: Any, *rest: Any) -> None:
+        if hook == "on_train_batch_end" and module.task.index == 1 and rest[1] == 1 and not path.exists():
+            trainer.save_checkpoint(path)
+
+    ends, found = [], []
+    for name in ("straight", "resumed"):
+        module = make(kind, **options)
+        data = digits(train_images=60, test_images=30, batch_size=8)
+        ckpt_path = str(path) if name == "resumed" else None
+        trainer = fit(root / name, module, data, [Recorder(look)], ckpt_path=ckpt_path)
+        ends.append(module.state_dict())
+        found.append({key: results(trainer).get(key) for key in ("matrix", "pseudo_labels")})
+    assert found[0] == found[1]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def check_refusal(root: Path, module: MultiLabelModule, callback: Any) -> None:
+    """A memory or an old model that the method would not use is an error before anything is trained."""
+    name = type(module).__name__
+    with pytest.raises(ValueError, match=rf"{name} (uses no exemplars|got a `Teacher` with `outputs=).*Take"):
+        fit(root, module, digits(train_images=60, test_images=30), [callback])
 
 
 BUFFERS = {"sizes", "vectors", "matrix", "counts", "previous"}

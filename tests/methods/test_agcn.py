@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_cil.callbacks import Teacher
+from lightning_cil.callbacks import ReplayBuffer, Teacher
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.losses import binary_distillation, known_bce
 from lightning_cil.methods import AGCN
 from lightning_cil.networks import CorrelationRule
 from lightning_cil.networks.label_correlation import augmented_matrix, correlation_counts
 from tests.callbacks.conftest import Recorder
-from tests.methods.growth import check_growth, first_steps
+from tests.methods.growth import check_growth, check_refusal, first_steps
 from tests.methods.test_multilabel import digits
 from tests.streams import fit, make, results
 
@@ -108,6 +108,11 @@ def test_it_remembers(tmp_path: Path):
     found = results(fit(tmp_path, make(AGCN, epochs=5, **SMALL), digits(train_images=300)))["multilabel"]
     assert found["mAP_last"] > 0.45  # MLFineTune: 0.36 after 6 epochs
     assert found["AF"] < 0.25
+
+
+def test_callbacks_that_it_does_not_use_are_refused(tmp_path: Path):
+    for callback in [ReplayBuffer(total=4)]:
+        check_refusal(tmp_path, make(AGCN, **SMALL), callback)
 
 
 def test_bad_input_is_named(tmp_path: Path):

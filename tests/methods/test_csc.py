@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_cil.callbacks import ReplayBuffer
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.losses import binary_distillation, known_bce, negative_entropy
 from lightning_cil.methods import CSC, RebLL
-from tests.methods.growth import check_growth, first_steps
+from tests.methods.growth import check_growth, check_refusal, first_steps
 from tests.methods.test_multilabel import adam, digits
 from tests.streams import fit, make, results
 
@@ -71,6 +72,11 @@ def test_rebll_on_the_same_graph(tmp_path: Path):
     found = results(fit(tmp_path, module, digits(train_images=300)))
     assert type(module.head).__name__ == "ClassGCN"
     assert found["multilabel"]["mAP_last"] > 0.6
+
+
+def test_callbacks_that_it_does_not_use_are_refused(tmp_path: Path):
+    for callback in [ReplayBuffer(total=4)]:
+        check_refusal(tmp_path, make(CSC, **SMALL), callback)
 
 
 def test_bad_input_is_named():

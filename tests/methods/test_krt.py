@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from lightning_cil.callbacks import Teacher
+from lightning_cil.callbacks import ReplayBuffer, Teacher
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.losses import asymmetric_focal_loss
 from lightning_cil.methods import KRT
 from tests.callbacks.conftest import Recorder
-from tests.methods.growth import check_growth, first_steps, unchanged
+from tests.methods.growth import check_growth, check_refusal, check_resume, first_steps, unchanged
 from tests.methods.test_multilabel import digits
 from tests.streams import fit, make, results
 
@@ -111,6 +111,15 @@ def test_it_remembers(tmp_path: Path):
     assert found["matrix"]["task_il"][0][0] > 0.6  # a guess: 0.36
     assert found["multilabel"]["mAP_last"] > 0.4  # MLFineTune: 0.36 after 6 epochs of 300 images
     assert found["multilabel"]["AF"] < 0.2
+
+
+def test_it_goes_on_inside_a_task(tmp_path: Path):
+    check_resume(tmp_path, KRT, **SMALL)
+
+
+def test_callbacks_that_it_does_not_use_are_refused(tmp_path: Path):
+    for callback in [ReplayBuffer(total=4), Teacher()]:
+        check_refusal(tmp_path, make(KRT, **SMALL), callback)
 
 
 def test_bad_input_is_named():

@@ -7,10 +7,12 @@ import pytest
 import timm
 import torch
 
+from lightning_cil.callbacks import ReplayBuffer
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.losses import known_bce
 from lightning_cil.methods import L2P
-from tests.methods.growth import check_growth, first_steps, unchanged
+from lightning_cil.networks import Backbone
+from tests.methods.growth import check_growth, check_refusal, check_resume, first_steps, unchanged
 from tests.methods.test_multilabel import digits
 from tests.streams import fit, make, results
 
@@ -58,6 +60,15 @@ def test_it_learns(tmp_path: Path):
     assert all(a > b for a, b in zip(learned, CHANCE, strict=True))
     assert sum(learned) / 3 > sum(CHANCE) / 3 + 0.05
     assert all(torch.equal(value, before[name]) for name, value in module.backbone.transformer.state_dict().items())
+
+
+def test_it_goes_on_inside_a_task(tmp_path: Path):
+    check_resume(tmp_path, L2P, backbone=Backbone("test_vit", in_channels=1))
+
+
+def test_callbacks_that_it_does_not_use_are_refused(tmp_path: Path):
+    for callback in [ReplayBuffer(total=4)]:
+        check_refusal(tmp_path, small(), callback)
 
 
 def test_bad_input_is_named():

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_cil.callbacks import ReplayBuffer
+from lightning_cil.callbacks import ReplayBuffer, Teacher
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.losses import asymmetric_focal_loss, cosine_preservation, pod_spatial
 from lightning_cil.methods import MLPODNet
-from tests.methods.growth import check_growth, first_steps
+from tests.methods.growth import check_growth, check_refusal, check_resume, first_steps
 from tests.methods.test_multilabel import adam, digits
 from tests.streams import fit, make, results
 
@@ -76,6 +76,15 @@ def test_it_remembers(tmp_path: Path):
     found = results(fit(tmp_path, module, digits(train_images=300), [memory]))["multilabel"]
     assert found["mAP_last"] > 0.5  # MLFineTune: 0.36 after 6 epochs
     assert found["AF"] < 0.45
+
+
+def test_it_goes_on_inside_a_task(tmp_path: Path):
+    check_resume(tmp_path, MLPODNet, optimizer=adam)
+
+
+def test_callbacks_that_it_does_not_use_are_refused(tmp_path: Path):
+    for callback in [Teacher(), Teacher(outputs=True, exemplars=False)]:
+        check_refusal(tmp_path, make(MLPODNet), callback)
 
 
 def test_bad_input_is_named():

@@ -13,8 +13,12 @@ from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCheckpoint
 from lightning_cil.data import ImageFolderTasks, IncrementalDataModule, MultiLabelDigits
 from lightning_cil.methods import (
+    AGCN,
+    CSC,
     ER,
     MEMO,
+    KRT,
+    L2P,
     NFL,
     Coil,
     DERPlusPlus,
@@ -23,6 +27,7 @@ from lightning_cil.methods import (
     IncrementalModule,
     LwF,
     MLDERPlusPlus,
+    MLPODNet,
     NFLPlus,
     RebLL,
 )
@@ -86,6 +91,16 @@ def tiny(method: type[IncrementalModule], **options: Any) -> IncrementalModule:
     return method(**{"backbone": DropoutNet(), "epochs": 2, "optimizer": sgd, "lr_scheduler": step_lr, **options})
 
 
+NETWORKS: dict[str, tuple[type[IncrementalModule], dict[str, Any]]] = {
+    "csc": (CSC, {"graph_width": 16}),
+    "krt": (KRT, {"positions": 16, "width": 16, "num_heads": 2, "weight_std": 0.1}),
+    "ml_podnet": (MLPODNet, {}),
+    "agcn": (AGCN, {"vectors": "random", "vector_size": 8, "graph_width": 16, "graph_weight": 1.0}),
+    "l2p": (L2P, {"backbone": Backbone("test_vit", in_channels=1)}),
+}
+"""Methods with networks of their own, on maps of `small_cnn` or a transformer."""
+
+
 def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModule, list[Callback], dict[str, Any]]:
     """Module, data, callbacks and the trainer's options of a case."""
     name = case["name"]
@@ -106,6 +121,10 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
     elif name == "memo":
         module = tiny(MEMO, backbone=CifarResNet(8, in_channels=1), first_epochs=1)
         callbacks = [ReplayBuffer(total=8, selection="herding"), *callbacks]
+    elif name in NETWORKS:
+        data = MultiLabelDigits(train_images=40, test_images=20, sizes=[4, 3, 3], batch_size=8)
+        method, options = NETWORKS[name]
+        module = tiny(method, **{"backbone": Backbone("small_cnn", in_channels=1), **options})
     elif name in ("rebll", "ml_derpp"):
         data = MultiLabelDigits(train_images=40, test_images=20, sizes=[4, 3, 3], batch_size=8)
         if name == "rebll":
