@@ -15,7 +15,8 @@ from lightning_cil.types import Stage, Task
 class StagedFreezing(StreamCallback):
     """Trains a part of the network at a time.
 
-    In a stream, every task runs these stages in place of the method's own, each with a fresh optimizer. In a stock
+    In a stream, every task runs these stages in place of the method's own, each with a fresh optimizer; a method with
+    stages of its own, such as `NFL`, needs no callback, as the driver applies the same patterns. In a stock
     `Trainer.fit`, the stages follow one another inside the fit, by epoch; the optimizer stays the module's.
 
     | hook | effect |

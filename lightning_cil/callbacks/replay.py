@@ -16,6 +16,7 @@ from lightning_cil.callbacks.features import extract_features
 from lightning_cil.callbacks.stream_state import StreamState, stream_state
 from lightning_cil.replay import (
     ExemplarStore,
+    Remainder,
     class_quotas,
     draw_rows,
     first_per_class,
@@ -78,6 +79,8 @@ class ReplayBuffer(StreamCallback):
             Otherwise it has its full size from the first task on.
         dedupe: Store each image once (multi-label, where it comes again in other tasks): what a later task annotates
             in a stored image is added to its labels.
+        remainder: What becomes of the part of `total` that the classes cannot share equally: `first_classes`: they have
+            one exemplar more; `unused`: nothing, as in iCaRL, so that a budget below the number of classes holds none.
         seed: Of a stock fit; a stream has its own.
 
     Raises:
@@ -100,6 +103,7 @@ class ReplayBuffer(StreamCallback):
         repeat: bool = True,
         grow: bool = False,
         dedupe: bool = False,
+        remainder: Remainder = "first_classes",
         seed: int = 0,
     ) -> None:
         if (total is None) == (per_class is None):
@@ -129,8 +133,15 @@ class ReplayBuffer(StreamCallback):
             )
         if num_draws < 1:
             raise ValueError(f"`num_draws={num_draws}`: expected at least 1 draw a step.")
+        shared = total is not None and selection != "reservoir"
+        if remainder not in ("first_classes", "unused") or (remainder == "unused" and not shared):
+            raise ValueError(
+                f"got `remainder={remainder!r}` with `selection={selection!r}`, `per_class={per_class}`; expected "
+                "'first_classes', or 'unused' where equal shares of `total` leave something over."
+            )
         self.total = total
         self.per_class = per_class
+        self.remainder: Remainder = remainder
         self.selection: Selection = selection
         self.update = update
         self.batch_size = batch_size
@@ -344,7 +355,7 @@ class ReplayBuffer(StreamCallback):
         if self.per_class is not None:
             return torch.full((num_seen,), self.per_class)
         assert self.total is not None
-        return class_quotas(self.total, num_seen)
+        return class_quotas(self.total, num_seen, self.remainder)
 
     def _add_annotations(self, datamodule: Any, index: Tensor, task: Task) -> Tensor:
         """Give stored images what the task annotates in them; the images that are not stored yet."""

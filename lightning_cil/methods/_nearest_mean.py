@@ -117,6 +117,8 @@ class NearestMean(IncrementalModule):
 
     def labelled_features(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Features of training images and their labels, on the CPU and the same on all ranks."""
+        if not len(index):
+            return torch.zeros(0, self.head.in_features), torch.zeros(0, dtype=torch.int64)
         trainer: Any = self.trainer
         loader = trainer.datamodule.eval_loader(index)
         features, of = extract_features(trainer, self, loader)

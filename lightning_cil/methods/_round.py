@@ -2,6 +2,11 @@
 
 Paper: Vahedifar and Zhang, No Forgetting Learning: Memory-free Continual Learning, 2025,
 https://arxiv.org/abs/2503.04638v2, Eq. 1-14. Steps have NFL's numbers.
+
+What a step trains is its `Stage.train`. In a stream the driver carries it out, as each step also has an optimizer, a
+schedule and a DDP wrap of its own, which no callback can give. In a stock `Trainer` with a module of one's own,
+`StagedFreezing(NFL().stages(task))` does, by the same `set_trainable`; its parts are then `backbone` and
+`head.blocks.<task>`.
 """
 
 from abc import abstractmethod

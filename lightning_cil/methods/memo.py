@@ -19,7 +19,6 @@ that there are; the rows that a task starts from are wider, and hence others.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -40,6 +39,24 @@ DEFAULT_MEMORY = 2000
 _STREAM = int.from_bytes(b"auxiliary", "big")
 
 
+def later_steps(optimizer: torch.optim.Optimizer) -> FractionStepLR:
+    """PyCIL's schedule of each task but the first: a tenth after 80, 120 and 150 of 170 epochs, as fractions.
+
+    Args:
+        optimizer: Its groups' current learning rates are the initial ones.
+    """
+    return FractionStepLR(optimizer, at=(0.47, 0.705, 0.88))
+
+
+def first_steps(optimizer: torch.optim.Optimizer) -> FractionStepLR:
+    """PyCIL's schedule of the first task: a tenth after 60, 120 and 170 of 200 epochs, as fractions.
+
+    Args:
+        optimizer: Its groups' current learning rates are the initial ones.
+    """
+    return FractionStepLR(optimizer, at=(0.3, 0.6, 0.85))
+
+
 class MEMO(IncrementalModule):
     """MEMO: one specialised block a task on a shared body (Zhou et al. 2023, no equation, https://arxiv.org/abs/2205.13218); needs `ReplayBuffer`.
 
@@ -51,12 +68,10 @@ class MEMO(IncrementalModule):
         scenario: See `IncrementalModule`; MEMO trains both alike.
         epochs: Passes over the data of each task but the first.
         optimizer: See `IncrementalModule`. Default: lr 0.1, momentum 0.9, weight decay 2e-4.
-        lr_scheduler: Of each task but the first; `authors`: a tenth after 80, 120 and 150 of 170 epochs, as fractions;
-            `None`: constant.
+        lr_scheduler: Of each task but the first; `None`: constant. Default: a tenth after 80, 120 and 150 of 170 epochs.
         first_epochs: Passes over the first task's data; `None`: as many as `epochs`.
         first_weight_decay: Weight decay of the first task, at least 0; `None`: the optimizer's.
-        first_lr_scheduler: Of the first task; `authors`: a tenth after 60, 120 and 170 of 200 epochs, as fractions;
-            `None`: constant.
+        first_lr_scheduler: Of the first task; `None`: constant. Default: a tenth after 60, 120 and 170 of 200 epochs.
         auxiliary_weight: Weight of the auxiliary cross-entropy, at least 0; 0: there is no auxiliary head.
         train_generalised: Whether the shared part is trained after the first task (the authors' README; the default of
             their script is not to).
@@ -74,10 +89,10 @@ class MEMO(IncrementalModule):
         scenario: Scenario = "class_il",
         epochs: int = 170,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=2e-4),
-        lr_scheduler: LRSchedulerCallable | Literal["authors"] | None = "authors",
+        lr_scheduler: LRSchedulerCallable | None = later_steps,
         first_epochs: int | None = 200,
         first_weight_decay: float | None = 5e-4,
-        first_lr_scheduler: LRSchedulerCallable | Literal["authors"] | None = "authors",
+        first_lr_scheduler: LRSchedulerCallable | None = first_steps,
         auxiliary_weight: float = 1.0,
         train_generalised: bool = True,
         train_specialised: Literal["newest", "all"] = "newest",
@@ -94,7 +109,7 @@ class MEMO(IncrementalModule):
             scenario=scenario,
             epochs=epochs,
             optimizer=optimizer,
-            lr_scheduler=_schedule("lr_scheduler", lr_scheduler, (0.47, 0.705, 0.88)),
+            lr_scheduler=lr_scheduler,
         )
         if first_epochs is not None and first_epochs < 1:
             raise ValueError(f"`first_epochs={first_epochs}`: expected at least 1, or `null` for as many as `epochs`.")
@@ -107,7 +122,7 @@ class MEMO(IncrementalModule):
         self.backbone = MemoBackbone(self.backbone)
         self.first_epochs = epochs if first_epochs is None else first_epochs
         self.first_weight_decay = first_weight_decay
-        self.first_lr_scheduler = _schedule("first_lr_scheduler", first_lr_scheduler, (0.3, 0.6, 0.85))
+        self.first_lr_scheduler = first_lr_scheduler
         self.auxiliary_weight = auxiliary_weight
         self.train_generalised = train_generalised
         self.train_specialised = train_specialised
@@ -213,14 +228,3 @@ class MEMO(IncrementalModule):
             like = self.head.weight
             self.head = LinearHead(stored.shape[1], seed=self.head.seed).to(like.device, like.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _schedule(
-    name: str, given: LRSchedulerCallable | str | None, fractions: tuple[float, ...]
-) -> LRSchedulerCallable | None:
-    """What was given, or the authors' tenths after these fractions of a stage."""
-    if given == "authors":
-        return partial(FractionStepLR, at=fractions)
-    if isinstance(given, str):
-        raise ValueError(f"`{name}={given!r}`: expected 'authors', a scheduler, or `null` for a constant rate.")
-    return given

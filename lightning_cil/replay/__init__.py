@@ -3,7 +3,7 @@
 from lightning_cil.replay.draw import draw_rows
 from lightning_cil.replay.herding import herding, herding_inner_product
 from lightning_cil.replay.nme import ClassMeans, class_means, nearest_mean_scores
-from lightning_cil.replay.quotas import class_quotas, first_per_class
+from lightning_cil.replay.quotas import Remainder, class_quotas, first_per_class
 from lightning_cil.replay.random_choice import random_choice
 from lightning_cil.replay.relabel import fill_unknown, label_blocks, quota_cutoff
 from lightning_cil.replay.reservoir import last_writers, reservoir_slots
@@ -12,6 +12,7 @@ from lightning_cil.replay.storage import ExemplarStore
 __all__ = [
     "ClassMeans",
     "ExemplarStore",
+    "Remainder",
     "class_means",
     "class_quotas",
     "draw_rows",

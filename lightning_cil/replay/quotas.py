@@ -3,22 +3,26 @@
 Rebuffi et al., iCaRL, 2017, Algorithms 2 and 5 (no equation number), https://arxiv.org/abs/1611.07725: the budget is
 shared equally, and each class's exemplars are an ordered list that is cut from its end. Departure: iCaRL rounds the
 share down, which leaves a part of the budget unused and is 0 for every class once classes outnumber the budget; here
-the remainder goes to the first classes.
+the remainder goes to the first classes, unless `remainder='unused'`.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["class_quotas", "first_per_class"]
+__all__ = ["Remainder", "class_quotas", "first_per_class"]
+
+Remainder = Literal["first_classes", "unused"]
 
 
-def class_quotas(budget: int, num_classes: int) -> Tensor:
+def class_quotas(budget: int, num_classes: int, remainder: Remainder = "first_classes") -> Tensor:
     """Share a budget equally among the classes seen so far.
 
     ```text
     m_c = ⌊K / C⌋ + 1   if c < K mod C
-    m_c = ⌊K / C⌋       otherwise
+    m_c = ⌊K / C⌋       otherwise, and for all c with remainder='unused' (iCaRL)
     ```
 
     | symbol | argument | range |
@@ -26,33 +30,38 @@ def class_quotas(budget: int, num_classes: int) -> Tensor:
     | K | `budget` | at least 0; all classes and ranks together |
     | C | `num_classes` | at least 0 |
 
-    The quotas add up to the budget, and no class's quota ever grows when classes are added.
+    The quotas add up to the budget, unless the remainder stays unused; no class's quota ever grows when classes come.
 
     Source: iCaRL, Algorithm 2 (no equation number), https://arxiv.org/abs/1611.07725, plus the remainder (ours).
 
     Args:
         budget: Exemplars in total.
         num_classes: Classes seen so far.
+        remainder: What becomes of K mod C.
 
     Returns:
         long `[num_classes]` on the CPU.
 
     Raises:
-        ValueError: If a count is negative.
+        ValueError: If a count is negative or `remainder` is none of the two.
 
     Example:
         >>> class_quotas(budget=20, num_classes=6)
         tensor([4, 4, 3, 3, 3, 3])
         >>> class_quotas(budget=2, num_classes=4)
         tensor([1, 1, 0, 0])
+        >>> class_quotas(budget=20, num_classes=6, remainder="unused")
+        tensor([3, 3, 3, 3, 3, 3])
     """
     if budget < 0 or num_classes < 0:
         raise ValueError(
             f"Got `budget={budget}`, `num_classes={num_classes}`, expected numbers of at least 0. "
             "A method without memory has `budget=0`."
         )
-    share, remainder = divmod(budget, max(num_classes, 1))
-    return share + (torch.arange(num_classes) < remainder).to(torch.int64)
+    if remainder not in ("first_classes", "unused"):
+        raise ValueError(f"`remainder={remainder!r}`: expected 'first_classes' or 'unused'.")
+    share, rest = divmod(budget, max(num_classes, 1))
+    return share + (torch.arange(num_classes) < (rest if remainder == "first_classes" else 0)).to(torch.int64)
 
 
 def first_per_class(target: Tensor, quotas: Tensor) -> Tensor:

@@ -282,7 +282,7 @@ class ExemplarStore:
 
 def _trimmed(column: Tensor) -> Tensor:
     """The same memory as a tensor whose storage ends with its last row: `torch.save` writes whole storages."""
-    if column.device.type != "cpu":
+    if column.device.type != "cpu" or not column.numel():
         return column.clone()
     raw = torch.from_numpy(column.reshape(-1).view(torch.uint8).numpy())
     return raw.view(column.dtype).view(column.shape)

@@ -34,6 +34,7 @@ WIDTH, HEIGHT = 5.2, 3.6
 LEGEND_ROW = 0.19
 """Inches of a line of the legend, by which a figure grows from the third on."""
 MOST_POINTS = 2000
+HOUR = 3600
 MOST_NAMES = 20
 
 Style = dict[str, Any]
@@ -167,9 +168,12 @@ def draw_paper_memory(groups: Sequence[Group], ax: "Axes | None" = None) -> "Fig
 
 
 def draw_seconds(groups: Sequence[Group], ax: "Axes | None" = None) -> "Figure":
-    """Seconds of training and of evaluation, mean over the runs."""
+    """Time of training and of evaluation, mean over the runs: seconds, or hours where the longest takes two or more."""
     values = {kind: [g.seconds(kind).mean or 0 for g in groups] for kind in ("training", "evaluation")}
-    return _stacked_bars(groups, values, "time (s)", ax)
+    if max(map(sum, zip(*values.values(), strict=True)), default=0) < 2 * HOUR:
+        return _stacked_bars(groups, values, "time (s)", ax)
+    hours = {kind: [seconds / HOUR for seconds in row] for kind, row in values.items()}
+    return _stacked_bars(groups, hours, "time (h)", ax)
 
 
 def draw_first_task(groups: Sequence[Group], scenario: Scenario, ax: "Axes | None" = None) -> "Figure":
@@ -459,7 +463,8 @@ def _stacked_bars(groups: Sequence[Group], values: dict[str, list[float]], label
         ax.barh(np.arange(len(groups)), sizes, left=left, label=name, **style)
         left += np.array(sizes)
     for place, total in enumerate(left):
-        ax.text(total, place, f" {total:.3g}", va="center", fontsize=8)
+        text = f"{total:,.0f}" if total >= 1000 else f"{total:.3g}"
+        ax.text(total, place, f" {text}", va="center", fontsize=8)
     ax.set_xlim(0, max(left.max(), 1e-9) * 1.16)
     ax.set_yticks(range(len(groups)), names)
     ax.invert_yaxis()

@@ -554,6 +554,9 @@ def test_classes_that_come_again_stay_within_the_budget(selection: Any, budget: 
         ({"total": 5, "grow": True}, "only a reservoir with `per_class` grows"),
         ({"per_class": 5, "selection": "balanced", "grow": True}, "only a reservoir with `per_class` grows"),
         ({"total": 5, "selection": "herding", "update": "batch"}, "only a reservoir fills batch by batch"),
+        ({"total": 5, "remainder": "unused"}, "`remainder='unused'` with `selection='reservoir'`"),
+        ({"per_class": 5, "selection": "herding", "remainder": "unused"}, "equal shares of `total`"),
+        ({"total": 5, "selection": "herding", "remainder": "last"}, "`remainder='last'`.*expected 'first_classes'"),
     ],
 )
 def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:

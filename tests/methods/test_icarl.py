@@ -14,6 +14,7 @@ from lightning_cil.data import SplitDigits
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.methods import FineTune, ICaRL, IncrementalModule
 from lightning_cil.replay import herding_inner_product
+from tests.callbacks.conftest import Recorder
 from tests.losses import reference as slow
 from tests.streams import TINY, fit, make, results, sgd
 from tests.trainer.test_ranks import saved
@@ -189,6 +190,21 @@ def test_classes_without_exemplars_fall_back_to_the_mean_they_were_learned_with(
         assert torch.allclose(module.means.means[c].double(), unit_mean(features[labels == c]), atol=1e-6)
     assert found["matrix"]["task_il"][4][4] > 0.9
     assert found["footprint"]["full"]["prototypes"] == 2 * 10 * module.head.in_features * 4
+
+
+def test_shares_rounded_down_leave_all_classes_to_their_stored_means(tmp_path: Path) -> None:
+    """The paper's m = ⌊K / C⌋: of 7 exemplars 4 classes have one each, 8 classes none."""
+    sizes: list[int] = []
+
+    def look(hook: str, trainer: Any, module: Any, *args: Any) -> None:
+        if hook == "on_task_scored":
+            sizes.append(len(buffer))
+
+    buffer = ReplayBuffer(total=7, selection="herding", allow_missing_classes=True, remainder="unused")
+    found = results(fit(tmp_path, make(ICaRL), SplitDigits(num_tasks=5), [buffer, Recorder(look)]))
+    assert sizes == [6, 4, 6, 0, 0]
+    assert found["nme_fallback"] == list(range(10))
+    assert found["matrix"]["task_il"][4][4] > 0.9
 
 
 def test_exemplars_by_the_scripts_rule(tmp_path: Path) -> None:

@@ -6,20 +6,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_cil import IncrementalTrainer
-from lightning_cil.callbacks import Teacher
+from lightning_cil.callbacks import StagedFreezing, Teacher
 from lightning_cil.data import SplitDigits
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.methods import NFL, FineTune, LwF
 from lightning_cil.methods._round import CHECKPOINT_KEY
 from lightning_cil.networks import FrozenCopies
 from lightning_cil.schedulers import FractionStepLR
-from tests.callbacks.conftest import NormNet, Recorder, TinyTasks, copied
+from tests.callbacks.conftest import NormNet, Recorder, TinyTasks, copied, stock_fit, vectors
 from tests.losses import reference as slow
 from tests.streams import ROUND, TINY, fit, make, results, sgd
 
@@ -94,6 +95,42 @@ def test_a_step_changes_exactly_its_part_bit_for_bit(run: SimpleNamespace, step:
     assert {"backbone.norm.running_mean", "backbone.norm.num_batches_tracked"} <= names(run, task, "body")
     assert changed(run.before[task, step], run.after[task, step]) == expected
     assert run.optimized[task, step] == {n for n in expected if "running" not in n and "num_batches" not in n}
+
+
+class OwnModule(pl.LightningModule):
+    """A user's own module with the parts that a round trains and freezes; nothing of the package in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU())
+        self.head = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(5, 2), nn.Linear(5, 2)])})
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        features = self.backbone(batch[0])
+        logits = torch.cat([block(features) for block in self.head["blocks"]], dim=1)
+        return nn.functional.cross_entropy(logits, batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
+@pytest.mark.filterwarnings(r"ignore:Found \d+ module\(s\) in eval mode")
+def test_the_round_freezes_a_module_of_ones_own_in_a_stock_trainer() -> None:
+    """`StagedFreezing` takes the round's stages as they are."""
+    net, method = OwnModule(), make(NFL, **{**ROUND, "step3_epochs": 2})
+    weights, found = [values(net)], []
+
+    def look(hook: str, trainer: Any, module: Any, *args: Any) -> None:
+        if hook == "on_train_epoch_end":
+            weights.append(values(module))
+            found.append(changed(weights[-2], weights[-1]))
+
+    freezing = StagedFreezing(method.stages(make_tasks([2, 2])[1]))
+    stock_fit(net, vectors([0, 1, 2, 3]), [freezing, Recorder(look)], epochs=5)
+    parts = ("backbone", "head.blocks.0", "head.blocks.1")
+    body, old, new = ({n for n in weights[0] if n.startswith(part)} for part in parts)
+    assert found == [new, body | old, body | old, body | new, body | old | new]
 
 
 def test_the_steps_of_a_round_follow_one_another(run: SimpleNamespace) -> None:

@@ -1,14 +1,18 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torchvision.models import resnet18
 
 from lightning_cil.metrics import count_parameters, footprint, megabytes, module_bytes, printed_megabytes
-from lightning_cil.networks import Autoencoder, LinearHead, MemoBackbone, create_backbone
+from lightning_cil.networks import Autoencoder, Backbone, LinearHead, MemoBackbone, create_backbone
+from lightning_cil.report.paper import read_paper
 
+ROOT = Path(__file__).parents[2]
 CIFAR, TINY, IMAGENET = 3 * 32 * 32, 3 * 64 * 64, 3 * 224 * 224
 KINDS = {
     "head_parameters": "head",
@@ -139,3 +143,37 @@ def test_networks_have_the_printed_sizes():
     assert (single, nfl_plus, memo) == (11_168_832, 11_562_048, 170_649_664)
     assert [printed_megabytes(count) for count in (single, nfl_plus, memo)] == [44.68, 46.24, 682.4]
     assert [round(megabytes(4 * count), 2) for count in (single, nfl_plus, memo)] == [44.68, 46.25, 682.6]
+
+
+@pytest.mark.parametrize(
+    ("method", "table", "network_mb", "total_mb"),
+    [
+        # 3×3 stem: 11,168,832 parameters; NFL+ 393,216 more; MEMO 86,712,384 with 10 blocks, 170,649,664 with 20
+        ("NFL", "table4", 44.675328, 44.675328),
+        ("NFL+", "table4", 46.248192, 46.248192),
+        ("iCaRL", "table4", 44.675328, 50.819328),
+        ("MEMO", "table4", 346.849536, 352.993536),
+        ("MEMO", "table5", 682.598656, 688.742656),
+        ("DER++", "table6", 44.675328, 69.251328),
+        # 7×7 stem: 7,680 parameters more
+        ("NFL", "table7", 44.706048, 44.706048),
+        ("NFL+", "table7", 46.278912, 46.278912),
+        ("Coil", "table7", 44.706048, 3055.266048),
+        ("MEMO", "table7", 346.880256, 3357.440256),
+    ],
+)
+def test_cells_of_nfls_tables(method, table, network_mb, total_mb):
+    """Network and exemplars of a cell by its configs, as Fig. 5 counts them."""
+    paper = read_paper("nfl")
+    (cell,) = [cell for cell in paper.tables[table].cells if cell.label == method]
+    protocol = yaml.safe_load((ROOT / cell.configs(paper.examples)[1]).read_text(encoding="utf-8"))
+    backbone = protocol["model"]["init_args"]["backbone"]
+    with torch.device("meta"):
+        body = (Backbone(**backbone) if isinstance(backbone, dict) else Backbone(backbone)).build()
+        if method == "MEMO":
+            body = MemoBackbone(body, blocks=len(cell.protocol.task_sizes))
+        parameters = count_parameters(body) + (count_parameters(Autoencoder(512)) if method == "NFL+" else 0)
+    image = {"SplitCIFAR100": CIFAR, "SplitTinyImageNet": TINY, "SplitImageNet": IMAGENET}[cell.protocol.data]
+    account = footprint(body_parameters=parameters, exemplar_bytes=(cell.memory or 0) * image)
+    assert megabytes(4 * parameters) == pytest.approx(network_mb, abs=1e-9)
+    assert megabytes(account.paper) == pytest.approx(total_mb, abs=1e-9)

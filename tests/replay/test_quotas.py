@@ -21,6 +21,16 @@ def test_imagenet_with_200_exemplars_keeps_one_for_the_first_200_classes() -> No
     assert class_quotas(200, 1000).tolist() == [1] * 200 + [0] * 800
 
 
+@pytest.mark.parametrize(("budget", "num_classes", "share"), [(2000, 30, 66), (20, 6, 3), (200, 1000, 0), (7, 7, 1)])
+def test_the_papers_share_is_rounded_down(budget: int, num_classes: int, share: int) -> None:
+    assert class_quotas(budget, num_classes, remainder="unused").tolist() == [share] * num_classes
+
+
+def test_an_unknown_use_of_the_remainder_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`remainder='last'`: expected 'first_classes' or 'unused'"):
+        class_quotas(3, 2, remainder="last")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("budget", [7, 40, 101])
 def test_no_quota_grows_when_classes_come(budget: int) -> None:
     for num_classes in range(1, 60):

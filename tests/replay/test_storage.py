@@ -191,6 +191,17 @@ def test_state_survives_a_weights_only_checkpoint(store: ExemplarStore) -> None:
     assert_holds(other, list(range(7)))
 
 
+def test_a_store_that_lost_all_rows_is_saved_and_comes_back(tmp_path) -> None:
+    store = ExemplarStore(capacity=50)
+    store.append({"image": torch.zeros(50, 3, 8, 8, dtype=torch.uint8), "target": torch.arange(50)})
+    store.keep(torch.zeros(0, dtype=torch.int64))
+    torch.save(store.state_dict(copy=False), tmp_path / "store")
+    assert (tmp_path / "store").stat().st_size < 50 * 3 * 8 * 8
+    other = ExemplarStore(capacity=50)
+    other.load_state_dict(torch.load(tmp_path / "store", weights_only=True))
+    assert len(other) == 0
+
+
 def test_state_is_a_snapshot_without_reserved_memory(store: ExemplarStore) -> None:
     for first in range(6):
         store.append(samples(first, 1))

@@ -9,6 +9,7 @@ import pytest
 
 from lightning_cil.__main__ import main
 from lightning_cil.report import load_runs
+from lightning_cil.report.figures import draw_paper_memory
 from lightning_cil.report.paper import Paper, paper_names, read_paper
 from tests.report.hand_made import random_matrix, with_matrix, write_run
 
@@ -149,6 +150,16 @@ def test_figures_are_those_of_the_paper(nfl: Paper, tmp_path: Path) -> None:
     ]
     shown = [text.get_text() for text in found["fig7_task_il_cifar100_10x10"].draw().axes[0].get_yticklabels()]
     assert shown == ["NFL", "Joint", "Coil, 5,120 exemplars"]
+
+
+def test_long_runs_are_drawn_in_hours_and_long_bars_have_plain_numbers(nfl: Paper, tmp_path: Path) -> None:
+    seconds = [{"task": 0, "stage": "train", "seconds": 9000.0}, {"task": 0, "stage": "evaluation", "seconds": 1800.0}]
+    write(tmp_path / "run", "NFL", seconds=seconds, footprint__paper=1_234_500_000)
+    groups = load_runs(tmp_path).groups
+    bars = {p.name: p for p in nfl.pictures(groups)}["nfl_fig7_class_il_cifar100_10x10"].draw().axes[0]
+    assert [container[0].get_width() for container in bars.containers] == [2.5, 0.5]
+    assert bars.get_xlabel() == "time (h)"
+    assert draw_paper_memory(groups).axes[0].texts[0].get_text() == " 1,234"
 
 
 def test_the_command_writes_the_papers_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,7 @@ def test_seconds_and_bytes(tmp_path: Path) -> None:
     (run,) = load_runs(write_run(tmp_path / "run")).runs
     assert run.seconds == {"training": 5.0, "evaluation": 1.0}
     parts = {"model": 1_234_000, "exemplars": 111_000, "other": 21_000}
-    assert run.bytes == {**parts, "total": 1_366_000, "paper": 1_100_000}
+    assert run.bytes == {**parts, "total": 1_366_000, "paper": 1_100_000, "images": 100_000}
     assert sum(parts.values()) == 1_366_000
 
 

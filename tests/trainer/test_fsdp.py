@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_cil import Stage, Task
 from lightning_cil.callbacks import ReplayBuffer, StreamCallback, StreamCheckpoint
 from lightning_cil.data import SplitDigits
-from lightning_cil.methods import ER, NFL, FineTune, LwF
+from lightning_cil.methods import ER, NFL, FineTune, LwF, NFLPlus
 from lightning_cil.networks.sharding import is_sharded
 from tests.ranks import all_well, run_ranks
 from tests.streams import ROUND, fit, make, results
@@ -72,6 +72,14 @@ def test_fsdp2_trains_what_one_process_trains(tmp_path: Path, case: str) -> None
         for key, value in ours.items():
             assert torch.equal(theirs[0][key], theirs[1][key]), (name, key)
             assert torch.allclose(value, theirs[0][key], atol=1e-5, rtol=0), (name, key)
+
+
+def test_nfl_plus_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    def sharded() -> None:
+        with pytest.raises(ValueError, match=r"shards its encoders; expected whole ones. Use `strategy='ddp'`"):
+            fit(tmp_path, make(NFLPlus, **ROUND), SplitDigits(), [], devices=2, strategy=ModelParallelStrategy(2, 1))
+
+    assert all_well(run_ranks(sharded, tmp_path))
 
 
 class Break(StreamCallback):
