@@ -27,7 +27,7 @@ Case = tuple[Paper, Cell]
 
 TINY_METHOD = {
     "NFLPlus": ["--model.init_args.holdout", 0.5],  # one of the two images of a class
-    "KRT": ["--model.init_args.positions", 16, "--model.init_args.width", 32],
+    "KRT": ["--model.init_args.width", 32],
     "L2P": ["--model.init_args.backbone", "test_vit", "--data.init_args.image_size", 160],
 }
 """Class of a method -> options with which it runs on tiny images."""
