@@ -109,26 +109,30 @@ class Teacher(StreamCallback):
         if isinstance(batch, dict) and self._recorded is not None:
             self._add(batch, self._recorded(batch["index"]))
             if "replay_image" in batch:
-                batch["replay_teacher_logits"] = self._logits_of(self.logits(trainer, batch["replay_image"]))
+                inputs = inputs_of(pl_module, batch, "replay_")
+                batch["replay_teacher_logits"] = self._logits_of(self.logits(trainer, *inputs))
         elif isinstance(batch, dict):
-            images = [batch["image"], *([batch["replay_image"]] if "replay_image" in batch else [])]
-            logits = torch.split(self.logits(trainer, torch.cat(images)), [len(i) for i in images])
+            parts = [inputs_of(pl_module, batch)]
+            if "replay_image" in batch:
+                parts.append(inputs_of(pl_module, batch, "replay_"))
+            together = self.logits(trainer, *(torch.cat(columns) for columns in zip(*parts, strict=True)))
+            logits = torch.split(together, [len(part[0]) for part in parts])
             self._add(batch, logits[0])
-            if len(images) > 1:
+            if len(parts) > 1:
                 batch["replay_teacher_logits"] = self._logits_of(logits[1])
         else:
             batch.append(self._logits_of(self.logits(trainer, batch[0])))
 
-    def logits(self, trainer: Trainer, image: Tensor) -> Tensor:
+    def logits(self, trainer: Trainer, *inputs: Tensor) -> Tensor:
         """The old model's logits `[B, old]`; with `features`, they follow as further columns."""
         assert self.network is not None
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            out: Tensor = (self._with_features if self.features else self.network)(image)
+            out: Tensor = (self._with_features if self.features else self.network)(*inputs)
         return out
 
-    def _with_features(self, image: Tensor) -> Tensor:
+    def _with_features(self, *inputs: Tensor) -> Tensor:
         network: Any = self.network
-        features = network.features(image)
+        features = network.features(*inputs)
         return torch.cat([network.head(features), features], dim=1)
 
     def _logits_of(self, outputs: Tensor) -> Tensor:
@@ -164,6 +168,12 @@ class Teacher(StreamCallback):
         """Bytes of the copy, and of the recorded logits."""
         recorded = {"transient_bytes": self._recorded_bytes} if self._recorded_bytes else {}
         return {"teacher_bytes": sum(module_bytes(self.network)), **recorded} if self.network is not None else recorded
+
+
+def inputs_of(module: Any, batch: Any, prefix: str = "") -> tuple[Tensor, ...]:
+    """What a module's `forward` takes of a dict batch: what its `inputs` says, else the images."""
+    inputs = getattr(module, "inputs", None)
+    return inputs(batch, prefix) if inputs is not None else (batch[f"{prefix}image"],)
 
 
 def _wanted(trainer: Trainer) -> bool:

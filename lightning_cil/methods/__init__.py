@@ -8,8 +8,12 @@ from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
+from lightning_cil.methods.moe_clip import MoEClip
+from lightning_cil.methods.multimodal_cil import MultimodalCIL
 from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
+from lightning_cil.methods.partial_finetune import PartialFineTune
+from lightning_cil.methods.zero_shot_audioclip import ZeroShotAudioCLIP
 
 __all__ = [
     "ER",
@@ -21,5 +25,9 @@ __all__ = [
     "Independent",
     "Joint",
     "LwF",
+    "MoEClip",
+    "MultimodalCIL",
     "NFLPlus",
+    "PartialFineTune",
+    "ZeroShotAudioCLIP",
 ]

@@ -6,9 +6,9 @@ from lightning_cil.networks.bias_correction import BiasCorrection
 from lightning_cil.networks.counters import StepCounter, merge_counters
 from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.frozen_copies import FrozenCopies
-from lightning_cil.networks.fusion import AAVFM, ConcatFusion
+from lightning_cil.networks.fusion import AAVFM, ConcatFusion, Fusion
 from lightning_cil.networks.growing_list import GrowingList
-from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
+from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead, PrototypeHead
 from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.mife import MIFE, Mixtures
 from lightning_cil.networks.moe_lora import MoEAdapter
@@ -30,12 +30,14 @@ __all__ = [
     "ConcatFusion",
     "CosineHead",
     "FrozenCopies",
+    "Fusion",
     "GrowingList",
     "LinearHead",
     "MemoBackbone",
     "Mixtures",
     "MoEAdapter",
     "MultiHead",
+    "PrototypeHead",
     "RouterSelector",
     "SmallConvNet",
     "StepCounter",
