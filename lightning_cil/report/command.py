@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--paper",
         metavar="NAME",
-        help="also a paper's tables and figures, its numbers beside ours: nfl, or a YAML file",
+        help="also a paper's tables and figures, its numbers beside ours: nfl, rebll, or a YAML file",
     )
     parser.add_argument(
         "--average_different_orders", action="store_true", help="average runs with different class orders or splits"
