@@ -169,10 +169,8 @@ class IncrementalDataModule(LightningDataModule, ABC):
                 )
             num_seen = self._num_tasks_seen()
         seen = range(num_seen) if len(self._val_indices) else []
-        return [
-            self._loader("train", self._in_tasks(self._val_indices, "train", tasks), annotated=tasks)
-            for tasks in self._parts(seen)
-        ]
+        parts = [(tasks, self._in_tasks(self._val_indices, "train", tasks)) for tasks in self._parts(seen)]
+        return [self._loader("train", indices, annotated=tasks) for tasks, indices in parts if len(indices)]
 
     def test_dataloader(self) -> list[StreamLoader]:
         """Test data, one loader for each task of the whole stream.

@@ -225,7 +225,8 @@ class MultiLabelModule(IncrementalModule):
             return optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = OneCycleLR(optimizer, max_lr=rates, total_steps=steps, pct_start=ONE_CYCLE_WARM_UP)
+        rise = ONE_CYCLE_WARM_UP * (2 if ONE_CYCLE_WARM_UP * steps == 1 else 1)  # one step of rise: torch divides by 0
+        schedule = OneCycleLR(optimizer, max_lr=rates, total_steps=steps, pct_start=rise)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ------------------------------------------------------------------ evaluation

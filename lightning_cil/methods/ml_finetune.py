@@ -52,6 +52,10 @@ class MLFineTune(MultiLabelModule):
             reduction=reduction,
         )
 
+    def on_stream_start(self, resumed: bool) -> None:
+        """Refuse a memory, which the method does not use."""
+        self.check_callbacks(exemplars=False)
+
     def terms(self, batch: Batch, logits: Tensor, replay_logits: Tensor | None) -> dict[str, Tensor]:
         """Binary cross-entropy over the current task's classes."""
         return {"bce": self.known_bce(batch, logits)}  # Eq. 1

@@ -55,6 +55,10 @@ class MLJoint(MultiLabelModule):
             reduction=reduction,
         )
 
+    def on_stream_start(self, resumed: bool) -> None:
+        """Refuse a memory, which the method does not use."""
+        self.check_callbacks(exemplars=False)
+
     def stages(self, task: Task) -> list[Stage]:
         """One stage on all data, when the last task has come."""
         return [self.stage_of(task, "joint", data="seen")] if task.is_last else []

@@ -69,6 +69,10 @@ class MLKD(MultiLabelModule):
         """The old model."""
         return [Teacher()]
 
+    def on_stream_start(self, resumed: bool) -> None:
+        """Refuse a memory, which the method does not use."""
+        self.check_callbacks(exemplars=False)
+
     def terms(self, batch: Batch, logits: Tensor, replay_logits: Tensor | None) -> dict[str, Tensor]:
         """λ L_bce + (1 - λ) L_kd."""
         new, old = self.known_bce(batch, logits), self.old_class_kd(batch, logits)  # Eq. 1 and 2

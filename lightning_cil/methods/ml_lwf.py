@@ -70,6 +70,10 @@ class MLLwF(MultiLabelModule):
         """The old model."""
         return [Teacher()]
 
+    def on_stream_start(self, resumed: bool) -> None:
+        """Refuse a memory, which the method does not use."""
+        self.check_callbacks(exemplars=False)
+
     def terms(self, batch: Batch, logits: Tensor, replay_logits: Tensor | None) -> dict[str, Tensor]:
         """L_bce + λ L_kd."""
         new, old = self.known_bce(batch, logits), self.old_class_kd(batch, logits)  # Eq. 1 and 2

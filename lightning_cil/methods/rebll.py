@@ -154,7 +154,7 @@ class RebLL(MultiLabelModule):
         return self.memory in ("or_bce", "or_er")
 
     def on_stream_start(self, resumed: bool) -> None:
-        """Refuse a memory or a relabelling that the chosen terms do not use.
+        """Refuse a memory or a relabelling that the chosen terms do not use, and exemplars without all labels.
 
         Raises:
             ValueError: For such a callback.
@@ -166,6 +166,12 @@ class RebLL(MultiLabelModule):
                 raise ValueError(
                     f"`memory={self.memory!r}` with the callback `{type(callback).__name__}`, which it does not use; "
                     "expected another `memory`, or no such callback. Take one of them out."
+                )
+            if isinstance(callback, ReplayBuffer) and callback.update != "task" and self.relabels:
+                raise ValueError(
+                    f"`memory={self.memory!r}` with `ReplayBuffer(update={callback.update!r})`: images stored during a "
+                    "task have no labels of old classes yet, which the loss would take as absent; expected "
+                    "`update='task'`, or `memory='replay_bce'`."
                 )
 
     def stages(self, task: Task) -> list[Stage]:

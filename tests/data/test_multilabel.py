@@ -172,6 +172,17 @@ def test_unknown_test_rule_is_refused():
         Toy(test_rule="some")
 
 
+def test_a_task_of_which_nothing_is_held_out_has_no_validation() -> None:
+    data = MultiLabelDigits(train_images=60, test_images=40, sizes=[1] * 10, val_fraction=0.03)
+    data.setup("fit")
+    lengths = []
+    for task in data.tasks:
+        data.set_stage(task, Stage("train", 1), seed=0)
+        lengths.append(len(data.val_dataloader()))
+    assert lengths[0] == 0
+    assert lengths[-1] == 1
+
+
 def test_pictures_of_digits_hold_their_labels():
     data = MultiLabelDigits(train_images=60, test_images=20, val_fraction=0.1)
     data.setup("fit")

@@ -54,6 +54,16 @@ def test_the_loss_is_its_terms():
     assert list(module.terms(batch, logits, None)) == ["bce"]
 
 
+def test_classifiers_that_did_not_change_cost_nothing_in_half_precision():
+    module = second_task(graph_width=256)
+    known = torch.tensor([[False] * 3 + [True] * 2] * 4)
+    batch = {"target": known.float(), "known": known, "teacher_logits": torch.zeros(4, 3)}
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = module.terms(batch, torch.zeros(4, 5), None)
+    assert terms["graph"].item() < 1e-9
+    assert terms["graph"].dtype == torch.float32
+
+
 def test_the_matrix_is_that_of_the_labels_and_soft_labels_so_far(tmp_path: Path):
     seen, before = [], {}
 

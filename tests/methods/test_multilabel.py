@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +155,12 @@ def test_the_other_kind_of_labels_is_refused(tmp_path: Path, method: Any, data: 
         fit(tmp_path, make(method), data())
 
 
+@pytest.mark.parametrize("method", [MLFineTune, MLJoint, MLLwF, MLKD])
+def test_a_memory_that_is_not_used_is_refused(tmp_path: Path, method: type[MultiLabelModule]) -> None:
+    with pytest.raises(ValueError, match=f"{method.__name__} uses no exemplars"):
+        fit(tmp_path, make(method), digits(train_images=40), [ReplayBuffer(per_class=1)])
+
+
 @pytest.mark.parametrize(
     ("callback", "words"),
     [
@@ -287,6 +294,18 @@ def test_one_cycle_goes_up_and_down_within_each_task(tmp_path: Path) -> None:
         assert max(part) == pytest.approx(highest, rel=0.1)
         assert 0.1 < part.index(max(part)) / len(part) < 0.3
         assert part[-1] < 0.1 * highest
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_one_cycle_takes_any_number_of_steps(steps: int) -> None:
+    module = second_task(one_cycle=True)
+    module._trainer = SimpleNamespace(estimated_stepping_batches=steps)  # type: ignore[assignment]
+    found = module.configure_optimizers()
+    optimizer, scheduler = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    for _ in range(steps):
+        assert all(0 < group["lr"] <= 1e-2 for group in optimizer.param_groups)
+        optimizer.step()
+        scheduler.step()
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,13 @@ def test_a_memory_that_is_not_used_is_refused(tmp_path: Path) -> None:
             fit(tmp_path, make(RebLL, **options), digits(), callbacks)
 
 
+@pytest.mark.parametrize("memory", ["or_er", "or_bce"])
+def test_exemplars_that_nobody_has_relabelled_yet_are_refused(tmp_path: Path, memory: Any) -> None:
+    buffer = ReplayBuffer(per_class=2, update="batch", repeat=False)
+    with pytest.raises(ValueError, match=r"no labels of old classes yet.*`update='task'`"):
+        fit(tmp_path, make(RebLL, memory=memory), digits(), [buffer])
+
+
 @pytest.mark.parametrize(
     "options",
     [
