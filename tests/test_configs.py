@@ -69,10 +69,12 @@ def written(write: Callable[..., Any], **options: Any) -> Callable[[Path], dict[
 
 
 FITTED = {
-    "KRT": {"positions": "16"},
+    "AGCN": {"graph_width": "32"},
+    "CSC": {"graph_width": "32"},
+    "KRT": {"positions": "16", "width": "32"},
     "L2P": {"backbone": '{"name": "test_vit", "in_channels": 1}'},
 }
-"""What a method's network needs to fit the tiny pictures."""
+"""What a method's network needs to fit the tiny pictures, and the test's time."""
 
 SMALL = Backbone("small_cnn", in_channels=1)
 

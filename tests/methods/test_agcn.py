@@ -13,7 +13,7 @@ from lightning_cil.methods import AGCN
 from lightning_cil.networks import CorrelationRule
 from lightning_cil.networks.label_correlation import augmented_matrix, correlation_counts
 from tests.callbacks.conftest import Recorder
-from tests.methods.growth import check_growth, check_refusal, first_steps
+from tests.methods.growth import check_growth, check_refusal, check_resume, first_steps
 from tests.methods.test_multilabel import digits
 from tests.streams import fit, make, results
 
@@ -113,6 +113,10 @@ def test_it_remembers(tmp_path: Path):
 def test_callbacks_that_it_does_not_use_are_refused(tmp_path: Path):
     for callback in [ReplayBuffer(total=4)]:
         check_refusal(tmp_path, make(AGCN, **SMALL), callback)
+
+
+def test_it_goes_on_inside_a_task(tmp_path: Path):
+    check_resume(tmp_path, AGCN, **SMALL)
 
 
 def test_bad_input_is_named(tmp_path: Path):
