@@ -229,9 +229,9 @@ class MultimodalCIL(MultimodalModule):
     def on_train_epoch_end(self) -> None:
         """Log the share of this task's samples that were fused, and the entropy of the experts' gates."""
         if isinstance(self.fusion, AAVFM):
-            self.log("train/fused_fraction", self.fusion.fused_fraction().float())
+            self.log("train/fused_fraction", self.fusion.fused_fraction().float(), sync_dist=True)
         if self.mixtures is not None:
-            self.log("train/gate_entropy", self.mixtures.mean_entropy().float())
+            self.log("train/gate_entropy", self.mixtures.mean_entropy().float(), sync_dist=True)
 
     # ------------------------------------------------------------------ tasks
 
