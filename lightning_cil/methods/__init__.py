@@ -8,6 +8,7 @@ from lightning_cil.methods.icarl import ICaRL
 from lightning_cil.methods.independent import Independent
 from lightning_cil.methods.joint import Joint
 from lightning_cil.methods.lwf import LwF
+from lightning_cil.methods.mm_lwf import MMLwF
 from lightning_cil.methods.moe_clip import MoEClip
 from lightning_cil.methods.multimodal_cil import MultimodalCIL
 from lightning_cil.methods.nfl import NFL
@@ -25,6 +26,7 @@ __all__ = [
     "Independent",
     "Joint",
     "LwF",
+    "MMLwF",
     "MoEClip",
     "MultimodalCIL",
     "NFLPlus",
