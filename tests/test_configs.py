@@ -98,11 +98,11 @@ def imagenet_esc(root: Path) -> dict[str, Any]:
     return {"esc_root": root / "esc", "image_root": root / "images", "image_size": 16, "num_workers": 0, **TINY_SOUND}
 
 
-FIVE = ("reading", "writing", "standing", "sleeping", "talking")
+SIX = ("reading", "writing", "standing", "sleeping", "talking", "walking")
 TINY_SOUND = {"sample_rate": 8_000, "seconds": 0.05}
 
 TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "AricLike": lambda root: {"root": formats.write_aric(root, FIVE), "image_size": 16, "num_workers": 0, **TINY_SOUND},
+    "AricLike": lambda root: {"root": formats.write_aric(root, SIX), "image_size": 16, "num_workers": 0, **TINY_SOUND},
     "ImageFolderTasks": lambda root: {**written(formats.write_image_folder)(root), "num_workers": 0},
     "ImageNetESC": imagenet_esc,
     "ManifestTasks": manifest,
