@@ -184,7 +184,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(step: int, tmp_path:
     trainer = fit(tmp_path / "whole", whole, spoken(tmp_path / "fsdd", **data))
     expected = results(trainer)
     assert trainer.global_step > step
-    saver = StreamCheckpoint(every_n_steps=1)
+    saver = StreamCheckpoint(every_n_train_steps=1)
     with pytest.raises(RuntimeError, match="broken off"):
         fit(tmp_path / "run", model(**options), spoken(tmp_path / "fsdd", **data), [saver, BreakOff(step)])
     path = str(next((tmp_path / "run").rglob("last.ckpt")))
