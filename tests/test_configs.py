@@ -94,7 +94,7 @@ def loader_of(labels: range) -> DataLoader:
 
 def imagenet_esc(root: Path) -> dict[str, Any]:
     formats.write_esc50(root / "esc")
-    formats.write_imagenet_esc(root / "images", num_pairs=27, train=1)
+    formats.write_imagenet_esc(root / "images", num_classes=27, train=1)
     return {"esc_root": root / "esc", "image_root": root / "images", "image_size": 16, "num_workers": 0, **TINY_SOUND}
 
 

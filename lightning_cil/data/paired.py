@@ -79,7 +79,7 @@ class ImageNetESC(FileListTasks):
     Args:
         esc_root: Folder of ESC-50.
         image_root: Folder of the pictures.
-        num_pairs: Classes: 19 or 27.
+        num_classes: 19, the well matched ones, or 27.
         names: What classes are called, which is what texts are made of: `image`: CLIP's name of the ImageNet class;
             `audio`: ESC-50's category; `both`: both, joined.
         audio_split: `folds`: `train_folds` and `test_folds`; `file`: `esc_root/meta/split.csv` (filename, split);
@@ -118,7 +118,7 @@ class ImageNetESC(FileListTasks):
         esc_root: str | Path,
         image_root: str | Path,
         *,
-        num_pairs: int = 19,
+        num_classes: int = 19,
         names: Names = "image",
         audio_split: AudioSplit = "auto",
         train_folds: Sequence[int] = (1, 2, 3, 4),
@@ -149,7 +149,7 @@ class ImageNetESC(FileListTasks):
         split_seed: int = 0,
     ) -> None:
         for name, value, known in (
-            ("num_pairs", num_pairs, (19, 27)),
+            ("num_classes", num_classes, (19, 27)),
             ("names", names, ("image", "audio", "both")),
             ("audio_split", audio_split, ("auto", "folds", "file")),
             ("pair_by", pair_by, ("images", "clips")),
@@ -163,7 +163,7 @@ class ImageNetESC(FileListTasks):
             )
         if max_pairs is not None and max_pairs < 1:
             raise ValueError(f"`max_pairs={max_pairs}`: expected at least 1, or null for all.")
-        self.classes = [entry for entry in IMAGENET_ESC if entry[5] or num_pairs == 27]
+        self.classes = [entry for entry in IMAGENET_ESC if entry[5] or num_classes == 27]
         self.esc_root, self.image_root = Path(esc_root), Path(image_root)
         form = AudioFormat(sample_rate, seconds, place, resample)
         clips = self._clips(audio_split, set(train_folds), set(test_folds))

@@ -284,13 +284,13 @@ def write_esc50(
 
 
 def write_imagenet_esc(
-    root: Path, num_pairs: int = 19, train: int = 2, test: int = 1, size: int = 24, table: bool = False
+    root: Path, num_classes: int = 19, train: int = 2, test: int = 1, size: int = 24, table: bool = False
 ) -> Written:
     """Pictures of the ImageNet-ESC classes: `train/<wnid>/*` and `val/<wnid>/*`, or (`table`) `images.csv`.
 
     Labels of the result are the class ids of ImageNet-ESC-19 or -27.
     """
-    entries = [entry for entry in _names.IMAGENET_ESC if entry[5] or num_pairs == 27]
+    entries = [entry for entry in _names.IMAGENET_ESC if entry[5] or num_classes == 27]
     wnids = [entry[0] for entry in entries]
     written = make_split(len(wnids), train, test, size)
     rows = []

@@ -52,7 +52,7 @@ def esc(tmp_path_factory):
     """Three training pictures and two test pictures of each of 27 classes, two sounds in each of three folds."""
     root = tmp_path_factory.mktemp("esc")
     write_esc50(root / "esc", folds=(1, 2, 5), clips=2)
-    write_imagenet_esc(root / "in", num_pairs=27, train=3, test=2)
+    write_imagenet_esc(root / "in", num_classes=27, train=3, test=2)
     return root
 
 
@@ -99,7 +99,7 @@ def test_the_classes_agree_with_the_packs():
 )
 def test_the_papers_tasks_are_nearly_equal(esc, classes, tasks, sizes):
     assert near_equal_sizes(classes, tasks) == sizes
-    assert esc19(esc, num_pairs=classes, num_tasks=tasks).task_sizes == sizes
+    assert esc19(esc, num_classes=classes, num_tasks=tasks).task_sizes == sizes
 
 
 def test_classes_have_three_kinds_of_names(esc):
@@ -267,7 +267,7 @@ def test_wrong_files_are_named(tmp_path, spoil, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_pairs": 20}, "num_pairs=20"),
+        ({"num_classes": 20}, "num_classes=20"),
         ({"names": "text"}, "'text'"),
         ({"train_folds": [1, 5]}, "none in both"),
         ({"max_pairs": 0}, "max_pairs=0"),
