@@ -160,7 +160,7 @@ class StreamDriver:
                 call_hook(trainer, module, "on_task_end", task)
             self.interruption.check(trainer)
             state.phase = "evaluation"
-        self._score(task, evaluate=bool(stages))
+        self._score(task, evaluate=bool(stages) or module.always_evaluated)
 
     def _score(self, task: Task, evaluate: bool = True) -> None:
         """Fill the task's row of the matrix and close the task."""

@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 
 from lightning_cil import IncrementalTrainer
-from lightning_cil.data import SplitDigits
+from lightning_cil.data import IncrementalDataModule, SplitDigits, SpokenDigits
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.networks import Backbone
+from tests.data import formats
 
 TINY = Backbone("small_cnn", in_channels=1)
 ROUND: dict[str, Any] = {"lr_scheduler": None, **{f"step{k}_epochs": 1 for k in (2, 3, 4, 5)}}
@@ -30,7 +31,7 @@ def make(method: type[IncrementalModule], **options: Any) -> IncrementalModule:
 def fit(
     root: Path,
     module: IncrementalModule,
-    data: SplitDigits | None = None,
+    data: IncrementalDataModule | None = None,
     callbacks: list[Callback] | None = None,
     ckpt_path: str | None = None,
     **options: Any,
@@ -48,3 +49,11 @@ def results(trainer: IncrementalTrainer) -> dict[str, Any]:
 
 def weights_hash(module: torch.nn.Module) -> str:
     return hashlib.sha256(b"".join(v.numpy().tobytes() for v in module.state_dict().values())).hexdigest()
+
+
+def spoken(root: Path, **options: Any) -> SpokenDigits:
+    """Ten digits as pictures of 16 pixels and made sounds of 50 ms, a few of each."""
+    if not root.exists():
+        formats.write_fsdd(root)
+    small: dict[str, Any] = {"test_takes": [0], "seconds": 0.05, "image_size": 16, "max_pairs": 4, "num_tasks": 2}
+    return SpokenDigits(root, **{**small, "batch_size": 16, **options})

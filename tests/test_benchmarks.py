@@ -187,3 +187,12 @@ def test_cells_of_nfl_s_benchmark_are_commands(script, run_cli, monkeypatch, tmp
     assert run_cli(*line[3:-2], *every, *tiny).code == 0
     assert table.finished(tmp_path / "cells" / "NFL", tasks=1)[0]["method"] == "NFL"
     assert table.cells(tmp_path) == []  # not over
+
+
+def test_digits_of_nfl_s_benchmark(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "nfl"))
+    digits = script("digits")
+    methods = {name: make() for name, make in digits.CELLS.items()}
+    assert {type(method).__name__ for method in methods.values()} == {"LwF", "NFL"}
+    found = digits.scores(digits.CELLS["NFL, without step 3"], 0, limit_train_batches=1, stop_after_task=1)
+    assert 0 <= found[0] <= found[2] <= 100

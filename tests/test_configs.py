@@ -31,6 +31,7 @@ from lightning_cil import IncrementalTrainer
 from lightning_cil.data import SplitDigits
 from lightning_cil.methods import IncrementalModule
 from lightning_cil.networks import Backbone
+from lightning_cil.networks.audioclip import Towers
 from lightning_cil.report.paper import paper_names, read_paper
 from tests.data import formats
 
@@ -173,12 +174,23 @@ def shortened(configs: tuple[Path, ...]) -> list[str]:
     long = [n for n, v in arguments.items() if n == "epochs" or (n.endswith("_epochs") and v and v > 1)]
     options = [part for name in long for part in (f"--model.init_args.{name}", "1")]
     options += [part for key, value in FITTED.get(name, {}).items() for part in (f"--model.init_args.{key}", value)]
+    if "towers" in inspect.signature(method).parameters:
+        return [*options, *tiny_towers(method, arguments)]
     backbone = arguments.get("backbone", "resnet32")
     backbone = Backbone(**backbone) if isinstance(backbone, dict) else Backbone(backbone)
     if backbone.name == "small_cnn":
         return options
     build_once(dataclasses.replace(backbone, pretrained=False, weights=None))
     return [*options, "--model.init_args.backbone", "small_cnn"]
+
+
+def tiny_towers(method: type, arguments: dict[str, Any]) -> list[str]:
+    """Options for towers and experts of a width of 16."""
+    towers = arguments.get("towers", {})
+    Towers(**towers if isinstance(towers, dict) else {"preset": towers})
+    experts = ["--model.init_args.mife.rank", "2"] if "mife" in inspect.signature(method).parameters else []
+    front_end = towers.get("front_end", "fbsp") if isinstance(towers, dict) else "fbsp"
+    return ["--model.init_args.towers.preset", "tiny", "--model.init_args.towers.front_end", front_end, *experts]
 
 
 def check_results(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from lightning_cil.data.splits import parse_protocol, task_sizes
+from lightning_cil.report.command import make_parser
 from lightning_cil.report.groups import Group
 from lightning_cil.report.paper import Cell, Paper, paper_names, read_paper
 from lightning_cil.report.runs import read_run
@@ -27,7 +28,7 @@ Case = tuple[Paper, Cell]
 
 TINY_METHOD = {
     "NFLPlus": ["--model.init_args.holdout", 0.5],  # one of the two images of a class
-    "KRT": ["--model.init_args.positions", 16, "--model.init_args.width", 32],
+    "KRT": ["--model.init_args.width", 32],
     "L2P": ["--model.init_args.backbone", "test_vit", "--data.init_args.image_size", 160],
 }
 """Class of a method -> options with which it runs on tiny images."""
@@ -119,6 +120,12 @@ def tiny(tmp_path_factory):
 def test_readme_lists_every_cell(paper):
     written = (ROOT / paper.examples / "README.md").read_text(encoding="utf-8")
     assert written == readme(paper), "Run `python tests/test_papers.py --write`"
+
+
+@pytest.mark.parametrize("paper", PAPERS.values(), ids=lambda p: p.name)
+def test_users_are_told_of_it(paper):
+    assert f"ours: {', '.join(PAPERS)}, or" in " ".join(make_parser().format_help().split())
+    assert f"{paper.examples}/README.md" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("paper", PAPERS.values(), ids=lambda p: p.name)

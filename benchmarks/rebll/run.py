@@ -57,7 +57,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 def table(out: Path, protocol: str, seeds: Sequence[int]) -> Iterator[str]:
     """Lines of Markdown: mean and standard deviation over seeds, in percent."""
-    yield "| method | seeds | " + " | ".join(SCORES) + " | FPR at 0.5 | training s |"
+    yield "| method | seeds | " + " | ".join(SCORES) + " | FPR at 0.5 | s |"
     yield "|---" * (len(SCORES) + 4) + "|"
     for method in METHODS:
         runs = {s: finished(out / protocol / method / str(s)) for s in seeds}

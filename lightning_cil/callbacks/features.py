@@ -32,11 +32,15 @@ def extract_features(trainer: Trainer, module: LightningModule, loader: Iterable
             f"{type(module).__name__} has no method `features(image)`, which herding needs; expected one that maps "
             "[B, channels, height, width] to [B, dim]. Add it, or use selection='balanced'."
         )
-    return run_over(trainer, module, module.features, loader)
+    return run_over(trainer, module, module.features, loader, getattr(module, "inputs", None))
 
 
 def run_over(
-    trainer: Trainer, module: nn.Module, function: Callable[[Tensor], Tensor], loader: Iterable[Any]
+    trainer: Trainer,
+    module: nn.Module,
+    function: Callable[..., Tensor],
+    loader: Iterable[Any],
+    inputs: Callable[[Any], tuple[Tensor, ...]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a function of the images over a loader, `module` in eval mode, without grad, in the trainer's precision.
 
@@ -45,6 +49,7 @@ def run_over(
         module: Whose mode matters to the function.
         function: Maps `[B, channels, height, width]` to `[B, dim]`.
         loader: As in `extract_features`.
+        inputs: What the function is given of a dict batch, the image by default.
 
     Returns:
         The outputs and their indices, as `extract_features` returns them.
@@ -58,6 +63,7 @@ def run_over(
             image = batch["image"] if isinstance(batch, dict) else batch[0]
             index = batch["index"] if isinstance(batch, dict) else torch.arange(count, count + len(image))
             count += len(image)
-            parts.append((index.cpu(), function(image).float().cpu()))
+            given = inputs(batch) if inputs is not None and shared else (image,)
+            parts.append((index.cpu(), function(*given).float().cpu()))
     index, outputs = gather_columns(trainer, parts, shared)
     return outputs, index

@@ -27,3 +27,37 @@ def gather_columns(trainer: Trainer, parts: Sequence[tuple[Tensor, ...]], shared
     columns = [torch.cat(column) for column in zip(*(g for g in gathered if g), strict=True)]
     order = columns[0].argsort(stable=True)
     return [column[order] for column in columns]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        ctx.size = len(part)
+        parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        torch.distributed.all_reduce(total)
+        start = torch.distributed.get_rank() * ctx.size
+        return total[start : start + ctx.size]
+
+
+def gather_batch(trainer: Trainer, part: Tensor) -> Tensor:
+    """The rows of all ranks in order, with gradients, for losses that compare samples with one another.
+
+    If every rank computes the loss of the whole batch, the mean of the ranks' gradients is that of one process.
+
+    Args:
+        trainer: Gives the process group.
+        part: float or long `[B, …]`, as many rows on every rank.
+
+    Returns:
+        `[ranks * B, …]`.
+    """
+    if trainer.world_size == 1:
+        return part
+    gathered: Tensor = _Gather.apply(part)  # type: ignore[no-untyped-call]
+    return gathered

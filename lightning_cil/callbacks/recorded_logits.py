@@ -50,7 +50,7 @@ class RecordedLogits:
 
     @classmethod
     def of_stage(
-        cls, trainer: Trainer, module: LightningModule, network: nn.Module, function: Callable[[Tensor], Tensor]
+        cls, trainer: Trainer, module: LightningModule, network: nn.Module, function: Callable[..., Tensor]
     ) -> "RecordedLogits":
         """Record the current stage's training images. A collective.
 
@@ -70,5 +70,5 @@ class RecordedLogits:
                 "expected an `IncrementalDataModule`. Use `targets='online'`."
             )
         loader = datamodule.eval_loader(datamodule.stage_indices())
-        logits, index = run_over(trainer, network, function, loader)
+        logits, index = run_over(trainer, network, function, loader, getattr(module, "inputs", None))
         return cls(index.to(module.device), logits.to(module.device))

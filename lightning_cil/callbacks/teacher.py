@@ -126,39 +126,43 @@ class Teacher(StreamCallback):
         if isinstance(batch, dict) and self._recorded is not None:
             self._add(batch, self._recorded(batch["index"]))
             if exemplars:
-                batch["replay_teacher_logits"] = self._logits_of(self.logits(trainer, batch["replay_image"]))
+                inputs = inputs_of(pl_module, batch, "replay_")
+                batch["replay_teacher_logits"] = self._logits_of(self.logits(trainer, *inputs))
         elif isinstance(batch, dict):
-            images = [batch["image"], *([batch["replay_image"]] if exemplars else [])]
-            sizes = [len(i) for i in images]
+            parts = [inputs_of(pl_module, batch)]
+            if exemplars:
+                parts.append(inputs_of(pl_module, batch, "replay_"))
+            together = [torch.cat(columns) for columns in zip(*parts, strict=True)]
+            sizes = [len(part[0]) for part in parts]
             if self.outputs:
-                for name, value in self._outputs_of(trainer, torch.cat(images)).items():
+                for name, value in self._outputs_of(trainer, *together).items():
                     batch.update(
                         zip((f"teacher_{name}", f"replay_teacher_{name}"), torch.split(value, sizes), strict=False)
                     )
                 return
-            logits = torch.split(self.logits(trainer, torch.cat(images)), sizes)
+            logits = torch.split(self.logits(trainer, *together), sizes)
             self._add(batch, logits[0])
-            if len(images) > 1:
+            if len(parts) > 1:
                 batch["replay_teacher_logits"] = self._logits_of(logits[1])
         else:
             batch.append(self._logits_of(self.logits(trainer, batch[0])))
 
-    def logits(self, trainer: Trainer, image: Tensor) -> Tensor:
+    def logits(self, trainer: Trainer, *inputs: Tensor) -> Tensor:
         """The old model's logits `[B, old]`; with `features`, they follow as further columns."""
         assert self.network is not None
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            out: Tensor = (self._with_features if self.features else self.network)(image)
+            out: Tensor = (self._with_features if self.features else self.network)(*inputs)
         return out
 
-    def _outputs_of(self, trainer: Trainer, image: Tensor) -> dict[str, Tensor]:
+    def _outputs_of(self, trainer: Trainer, *inputs: Tensor) -> dict[str, Tensor]:
         network: Any = self.network
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            found: dict[str, Tensor] = network.teacher_outputs(image)
+            found: dict[str, Tensor] = network.teacher_outputs(*inputs)
         return found
 
-    def _with_features(self, image: Tensor) -> Tensor:
+    def _with_features(self, *inputs: Tensor) -> Tensor:
         network: Any = self.network
-        features = network.features(image)
+        features = network.features(*inputs)
         return torch.cat([network.head(features), features], dim=1)
 
     def _logits_of(self, outputs: Tensor) -> Tensor:
@@ -194,6 +198,12 @@ class Teacher(StreamCallback):
         """Bytes of the copy, and of the recorded logits."""
         recorded = {"transient_bytes": self._recorded_bytes} if self._recorded_bytes else {}
         return {"teacher_bytes": sum(module_bytes(self.network)), **recorded} if self.network is not None else recorded
+
+
+def inputs_of(module: Any, batch: Any, prefix: str = "") -> tuple[Tensor, ...]:
+    """What a module's `forward` takes of a dict batch: what its `inputs` says, else the images."""
+    inputs = getattr(module, "inputs", None)
+    return inputs(batch, prefix) if inputs is not None else (batch[f"{prefix}image"],)
 
 
 def _wanted(trainer: Trainer) -> bool:

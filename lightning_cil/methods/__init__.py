@@ -22,9 +22,13 @@ from lightning_cil.methods.ml_joint import MLJoint
 from lightning_cil.methods.ml_kd import MLKD
 from lightning_cil.methods.ml_lwf import MLLwF
 from lightning_cil.methods.ml_podnet import MLPODNet
+from lightning_cil.methods.moe_clip import MoEClip
+from lightning_cil.methods.multimodal_cil import MultimodalCIL
 from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
+from lightning_cil.methods.partial_finetune import PartialFineTune
 from lightning_cil.methods.rebll import RebLL
+from lightning_cil.methods.zero_shot_audioclip import ZeroShotAudioCLIP
 
 __all__ = [
     "AGCN",
@@ -49,7 +53,11 @@ __all__ = [
     "MLJoint",
     "MLLwF",
     "MLPODNet",
+    "MoEClip",
     "MultiLabelModule",
+    "MultimodalCIL",
     "NFLPlus",
+    "PartialFineTune",
     "RebLL",
+    "ZeroShotAudioCLIP",
 ]

@@ -3,8 +3,8 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, is_dataclass
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -17,6 +17,7 @@ from lightning_cil.networks import (
     CosineHead,
     LinearHead,
     MultiHead,
+    PrototypeHead,
     feature_width,
     set_trainable,
     shard_children,
@@ -58,6 +59,8 @@ class IncrementalModule(LightningModule, ABC):
     """What the matrix holds."""
     full_head: bool = False
     """Whether the head has the outputs of all the stream's classes from the first task on."""
+    always_evaluated: bool = False
+    """Whether a task without a stage is evaluated, too: methods that train nothing."""
     no_forward_transfer: str | None = None
     """Why forward transfer is undefined, where a method's untrained outputs cannot predict."""
 
@@ -65,16 +68,18 @@ class IncrementalModule(LightningModule, ABC):
         self,
         *,
         backbone: str | Backbone | nn.Module,
-        head: HeadKind,
+        head: HeadKind | PrototypeHead,
         scenario: Scenario,
         epochs: int,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [], logger=False)
+        modules = {"backbone": backbone, "head": head}
+        ignored = [name for name, value in modules.items() if isinstance(value, nn.Module)]
+        self.save_hyperparameters(ignore=ignored, logger=False)
         _keep_plain(self.hparams, inspect.signature(type(self)).parameters)
-        if head not in HEADS:
+        if not isinstance(head, PrototypeHead) and head not in HEADS:
             raise ValueError(f"`head={head!r}` is unknown; expected one of {sorted(HEADS)}.")
         if scenario not in SCENARIOS:
             raise ValueError(f"`scenario={scenario!r}` is unknown; expected 'class_il' or 'task_il'.")
@@ -86,7 +91,7 @@ class IncrementalModule(LightningModule, ABC):
             backbone = Backbone(**backbone)
         self.backbone = backbone.build() if isinstance(backbone, Backbone) else backbone
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
-        self.head = HEADS[head](feature_width(self.backbone))
+        self.head = head if isinstance(head, PrototypeHead) else HEADS[head](feature_width(self.backbone))
         self.scenario: Scenario = scenario
         self.epochs = epochs
         self.optimizer = optimizer
@@ -103,6 +108,10 @@ class IncrementalModule(LightningModule, ABC):
         self.register_buffer("_end_class", torch.empty(0, dtype=torch.int64), persistent=False)
 
     # ------------------------------------------------------------------ network
+
+    def inputs(self, batch: Batch, prefix: str = "") -> tuple[Tensor, ...]:
+        """What `features` and `forward` take of a batch; prefix `replay_`: of its exemplars."""
+        return (cast(dict[str, Tensor], batch)[f"{prefix}image"],)
 
     def features(self, image: Tensor) -> Tensor:
         """Map images to `[B, num_features]`."""
@@ -246,6 +255,10 @@ class IncrementalModule(LightningModule, ABC):
         """
         return self.classify(self.features(image), num_future)
 
+    def batch_logits(self, batch: Batch, num_future: int | None = None) -> Tensor:
+        """`predict_logits` of a batch."""
+        return self.predict_logits(batch["image"], num_future)
+
     def classify(self, features: Tensor, num_future: int | None = None) -> Tensor:
         """What `predict_logits` makes of the features `[B, num_features]`."""
         future = [t.num_classes for t in self.tasks[len(self.head.sizes) :]][:num_future]
@@ -268,7 +281,7 @@ class IncrementalModule(LightningModule, ABC):
             long `[B]` each; -1 where no class can be predicted: in Class-IL while none has been learned, and where all
             scores are minus infinity.
         """
-        return self.labels_of(self.predict_logits(batch["image"]), batch)
+        return self.labels_of(self.batch_logits(batch), batch)
 
     def labels_of(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What `predicted_labels` makes of scores `[B, classes]` of the whole stream."""
@@ -361,7 +374,7 @@ class IncrementalModule(LightningModule, ABC):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Sum cross-entropy and correct predictions over the held-out data of all tasks so far."""
         target = batch["target"]
-        logits = self.predict_logits(batch["image"], num_future=0)[:, : self.num_classes_seen]
+        logits = self.batch_logits(batch, num_future=0)[:, : self.num_classes_seen]
         masked = self._mask_other_tasks(logits, batch["task"])
         loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
         class_il = (logits.argmax(1) == target).sum()
@@ -377,8 +390,8 @@ class IncrementalModule(LightningModule, ABC):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Class probabilities `[B, seen]`, float32."""
-        image = batch["image"] if isinstance(batch, dict) else batch
-        return self.predict_logits(image, num_future=0)[:, : self.num_classes_seen].float().softmax(1)
+        found: Batch = cast(Batch, batch) if isinstance(batch, dict) else {"image": batch}
+        return self.batch_logits(found, num_future=0)[:, : self.num_classes_seen].float().softmax(1)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -426,7 +439,7 @@ def _keep_plain(hparams: MutableMapping[str, Any], accepted: Mapping[str, inspec
     for name, value in list(hparams.items()):
         if not takes_all and name not in accepted:
             del hparams[name]
-        elif isinstance(value, Backbone):
+        elif is_dataclass(value) and not isinstance(value, type) and _is_plain(asdict(value)):
             hparams[name] = asdict(value)
         elif not _is_plain(value):
             del hparams[name]

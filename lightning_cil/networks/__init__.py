@@ -8,10 +8,10 @@ from lightning_cil.networks.class_vectors import class_vectors
 from lightning_cil.networks.counters import StepCounter, merge_counters
 from lightning_cil.networks.freezing import evaluating, set_trainable
 from lightning_cil.networks.frozen_copies import FrozenCopies
-from lightning_cil.networks.fusion import AAVFM, ConcatFusion
+from lightning_cil.networks.fusion import AAVFM, ConcatFusion, Fusion
 from lightning_cil.networks.growing_list import GrowingList
 from lightning_cil.networks.growing_network import GrowingNetwork
-from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead
+from lightning_cil.networks.heads import CosineHead, LinearHead, MultiHead, PrototypeHead
 from lightning_cil.networks.label_correlation import CorrelationRule
 from lightning_cil.networks.label_graph import LabelGraph
 from lightning_cil.networks.last_activation import remove_last_activation
@@ -41,6 +41,7 @@ __all__ = [
     "CorrelationRule",
     "CosineHead",
     "FrozenCopies",
+    "Fusion",
     "GraphNorm",
     "GrowingList",
     "GrowingNetwork",
@@ -53,6 +54,7 @@ __all__ = [
     "MultiHead",
     "PromptPool",
     "PromptedTransformer",
+    "PrototypeHead",
     "RouterSelector",
     "SmallConvNet",
     "StepCounter",

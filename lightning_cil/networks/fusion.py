@@ -12,6 +12,7 @@ leave the audio out.
 """
 
 import math
+from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from lightning_cil.networks.counters import StepCounter
 
-__all__ = ["AAVFM", "ConcatFusion", "pearson_correlation"]
+__all__ = ["AAVFM", "ConcatFusion", "Fusion", "pearson_correlation"]
 
 AttentionKind = Literal["stacked", "projected", "channel"]
 MaskMode = Literal["attn", "zero_pad", "bypass"]
@@ -241,6 +242,47 @@ class ConcatFusion(nn.Module):
         both = torch.cat([F.normalize(visual, dim=1), F.normalize(audio, dim=1)], dim=1)
         fused: Tensor = self.linear(both)
         return fused
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What a config says of the fusion.
+
+    Args:
+        kind: `aavfm`, or `concat` (the "Baseline" of the paper's ablation), which has no options.
+        threshold: See `AAVFM`, as the others below.
+        strong: See there.
+        attention: See there.
+        mask_mode: See there.
+        heads: See there.
+        softmax_weights: See there.
+        learnable_temperature: See there.
+        mlp: See there.
+        residual: See there.
+
+    Raises:
+        ValueError: For an unknown kind.
+    """
+
+    kind: Literal["aavfm", "concat"] = "aavfm"
+    threshold: Threshold = 0.8
+    strong: Strong = "visual"
+    attention: AttentionKind = "stacked"
+    mask_mode: MaskMode = "attn"
+    heads: int = 1
+    softmax_weights: bool = False
+    learnable_temperature: bool = False
+    mlp: bool = True
+    residual: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("aavfm", "concat"):
+            raise ValueError(f"Fusion got `kind={self.kind!r}`, expected 'aavfm' or 'concat'.")
+
+    def build(self, dim: int) -> AAVFM | ConcatFusion:
+        """Make the module for features of this width."""
+        options = asdict(self)
+        return AAVFM(dim, **options) if options.pop("kind") == "aavfm" else ConcatFusion(dim)
 
 
 def _identity(dim: int) -> nn.Linear:

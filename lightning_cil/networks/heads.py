@@ -5,6 +5,7 @@
 | `LinearHead` | W·u + b | one `weight` and one `bias` over all classes |
 | `MultiHead` | W_k·u + b_k, side by side | one `nn.Linear` a task: earlier tasks can be frozen or copied by name |
 | `CosineHead` | s·cos(u, w) | one `weight` over all classes and the scale |
+| `PrototypeHead` | u·t | none: the class vectors t come from elsewhere |
 
 What task k's block starts from is a function of the head's seed and k only. It depends neither on the global random
 state, which growing leaves alone, nor on what was grown before, so it is the same on all ranks, after a resume, and in
@@ -446,6 +447,54 @@ class MultiHead(_Head):
 
     def _empty_copy(self) -> Self:
         return type(self)(self.in_features, bias=self.with_bias, seed=self.seed)
+
+
+class PrototypeHead(_Head):
+    """Compares features with one vector for each class that is made elsewhere, as of the class's name; starts without.
+
+    Args:
+        in_features: Width of the features, at least 1.
+        seed: Not used here.
+
+    Attributes:
+        sizes: long `[tasks]`, classes of each task (buffer).
+
+    Raises:
+        ValueError: If `in_features` is below 1.
+    """
+
+    _floats: Tensor
+
+    def __init__(self, in_features: int, seed: int = 0) -> None:
+        super().__init__(in_features, seed)
+        self.register_buffer("_floats", torch.zeros(1), persistent=False)  # knows device and dtype
+
+    def forward(self, features: Tensor, prototypes: Tensor | None = None) -> Tensor:
+        """Map features `[B, in_features]` and class vectors `[C, in_features]` to logits `[B, C]`."""
+        if prototypes is None:
+            raise TypeError("PrototypeHead needs the class vectors: call `head(features, prototypes)`.")
+        return features @ prototypes.T
+
+    def _like(self) -> Tensor:
+        return self._floats
+
+    def _has_bias(self) -> bool:
+        return False
+
+    def _logits(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return features @ weight.T
+
+    def _append(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Nothing is held."""
+
+    def _shapes(self, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def _resize(self, sizes: Sequence[int]) -> None:
+        """Nothing is held."""
+
+    def _empty_copy(self) -> Self:
+        return type(self)(self.in_features, seed=self.seed)
 
 
 def slices_of(sizes: Sequence[int]) -> list[slice]:

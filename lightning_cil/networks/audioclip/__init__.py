@@ -6,6 +6,7 @@ from lightning_cil.networks.audioclip.image import CLIP_MEAN, CLIP_STD, Modified
 from lightning_cil.networks.audioclip.model import AudioCLIP
 from lightning_cil.networks.audioclip.presets import create_audioclip
 from lightning_cil.networks.audioclip.projection import procrustes, semi_orthogonal
+from lightning_cil.networks.audioclip.prompts import Prompts
 from lightning_cil.networks.audioclip.prototypes import TextPrototypes
 from lightning_cil.networks.audioclip.spec import Towers
 from lightning_cil.networks.audioclip.templates import TEMPLATES, fill
@@ -24,6 +25,7 @@ __all__ = [
     "ESResNeXt",
     "LoadReport",
     "ModifiedResNet",
+    "Prompts",
     "TextPrototypes",
     "TextTower",
     "Tokenizer",

@@ -85,6 +85,11 @@ class AudioCLIP(nn.Module):
         self.audio.eval()
 
     @property
+    def num_features(self) -> int:
+        """Width of the features that are compared."""
+        return self.embed_dim
+
+    @property
     def image_size(self) -> int:
         """Side of the square images in pixels."""
         return self.image.image_size

@@ -1,0 +1,39 @@
+"""`ZeroShotAudioCLIP`: trains nothing, is scored after every task, by each modality."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_cil.methods import ZeroShotAudioCLIP
+from tests.streams import fit, results, spoken, weights_hash
+
+
+@pytest.mark.parametrize("predict", ["sum", "image"])
+def test_every_task_is_scored_and_nothing_changes(predict: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = ZeroShotAudioCLIP(towers="tiny", predict=predict)
+    before = weights_hash(module.backbone)
+    trainer = fit(tmp_path / "run", module, spoken(tmp_path / "fsdd"))
+    assert weights_hash(module.backbone) == before
+    found = results(trainer)
+    assert all(value is not None for row in found["matrix"]["class_il"] for value in row)
+    assert found["multimodal"]["M1"] == found["multimodal"]["M1_frozen"]
+    assert (found["multimodal"]["M2"] is None) == (predict == "image")  # no NMI of sounds
+    assert found["scores"]["task_il"]["FWT"] == 0  # it is what it was before
+
+
+@pytest.mark.parametrize("predict", ["sum", "image", "audio"])
+def test_the_score_is_the_pairwise_one(predict: Any) -> None:
+    torch.manual_seed(0)
+    module = ZeroShotAudioCLIP(towers="tiny", predict=predict).eval()
+    module.class_names = ["dog", "sea waves"]
+    image, wave = torch.randn(3, 3, 16, 16), 0.1 * torch.randn(3, 1, 400)
+    model = module.backbone
+    text = module.class_prototypes()
+    audio = model.project_audio(model.encode_audio(wave))
+    with torch.no_grad():
+        expected = model.match(text, image=model.encode_image(image), audio=audio, by=predict)
+        found = module.features(image, None if predict == "image" else wave) @ text.T
+    torch.testing.assert_close(found, expected)
