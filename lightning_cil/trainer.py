@@ -190,7 +190,8 @@ class IncrementalTrainer(Trainer):
             batches: Any = super().predict(model, loader, None, True, ckpt_path, weights_only)
         if self.is_global_zero:
             names = getattr(model, "class_names", [])
-            path = write_predictions(output or "predictions.csv", loader.paths, batches, names)
+            multi = getattr(model, "label_kind", "single") == "multi"
+            path = write_predictions(output or "predictions.csv", loader.paths, batches, names, multi)
             print(f"{len(loader.paths)} images classified: {path}")
         return batches
 
@@ -272,11 +273,12 @@ class IncrementalTrainer(Trainer):
     ) -> Any:
         """Validate as the stock Trainer does; `ckpt_path='last'` is the newest `last.ckpt` below the root."""
         ckpt_path = self._resolve(ckpt_path, model, datamodule)
-        ours = isinstance(model or self.lightning_module, IncrementalModule)
+        module = model or self.lightning_module
+        ours = isinstance(module, IncrementalModule)
         with launching(self), _compat.without_optimizers(self):
             found = super().validate(model, dataloaders, ckpt_path, verbose and not ours, datamodule, weights_only)
-        if verbose and ours and found:
-            rank_zero_print(validation_line(found))
+        if verbose and isinstance(module, IncrementalModule) and found:
+            rank_zero_print(validation_line(found, module.num_tasks_seen))
         return found
 
     def _resolve(

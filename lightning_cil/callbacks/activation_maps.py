@@ -94,9 +94,10 @@ class ActivationMapRecords(StreamCallback):
         row, log_dir = getattr(pl_module, "evaluation_row", None), trainer.log_dir
         if row is None or row < 0 or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        index, target, scores, maps = gather_columns(trainer, self._parts)
+        found = gather_columns(trainer, self._parts)
         self._parts = []
-        if trainer.is_global_zero:
+        if found and trainer.is_global_zero:  # none: no chosen image shows a class seen so far
+            index, target, scores, maps = found
             path = Path(log_dir) / FOLDER / f"maps_{record_name(row)}"
             path.parent.mkdir(parents=True, exist_ok=True)
             image = trainer.datamodule.split("test").stored(index)  # type: ignore[attr-defined]
@@ -115,7 +116,7 @@ def activation_maps(module: Any, image: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities `[B, seen]` and maps `[B, seen, h, w]` of images `[B, C, H, W]`; no gradient is kept."""
     backbone = _with_maps(module)
     with torch.inference_mode(False), torch.enable_grad():
-        features, stages = backbone(image.clone(), stages=True)
+        features, stages = backbone(image.clone().requires_grad_(), stages=True)  # the network may be frozen
         logits = module.head(features)[:, : module.num_classes_seen]
         last = stages[-1]
         grads = [

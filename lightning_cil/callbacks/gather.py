@@ -17,7 +17,7 @@ def gather_columns(trainer: Trainer, parts: Sequence[tuple[Tensor, ...]], shared
         shared: Whether the ranks have shares of the samples; `False`: each has all of them.
 
     Returns:
-        The columns on the CPU, sorted by index.
+        The columns on the CPU, sorted by index; none if no process has a batch.
     """
     own = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
     gathered: list[Any] = [own]
@@ -25,6 +25,8 @@ def gather_columns(trainer: Trainer, parts: Sequence[tuple[Tensor, ...]], shared
         gathered = [None] * trainer.world_size
         torch.distributed.all_gather_object(gathered, own)
     columns = [torch.cat(column) for column in zip(*(g for g in gathered if g), strict=True)]
+    if not columns:
+        return []
     order = columns[0].argsort(stable=True)
     return [column[order] for column in columns]
 

@@ -104,9 +104,9 @@ def test_lines(found: Mapping[str, float]) -> list[str]:
     return lines
 
 
-def validation_line(found: Sequence[Mapping[str, float]]) -> str:
+def validation_line(found: Sequence[Mapping[str, float]], num_tasks: int) -> str:
     """What a validation of a checkpoint gave over the held-out data of all tasks learned."""
-    values, tasks = found[0], f"task 1 to {len(found)}" if len(found) > 1 else "task 1"
+    values, tasks = found[0], f"task 1 to {num_tasks}" if num_tasks > 1 else "task 1"
     scores = "  ".join(f"{SCENARIO_NAMES[s]} {100 * values[f'val/{s}']:.2f} %" for s in SCENARIOS)
     return f"held-out data of {tasks}:  {scores}  loss {values['val/loss']:.4f}"
 

@@ -11,6 +11,8 @@ from lightning_cil.data.base import IncrementalDataModule
 from lightning_cil.data.images import read_image
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+LIKELY = 0.5
+"""Multi-label: above it a label is written."""
 
 
 class FolderLoader:
@@ -44,15 +46,22 @@ class FolderLoader:
 
 
 def write_predictions(
-    path: str | Path, images: Sequence[Path], batches: Sequence[Tensor], class_names: Sequence[str]
+    path: str | Path,
+    images: Sequence[Path],
+    batches: Sequence[Tensor],
+    class_names: Sequence[str],
+    multi: bool = False,
 ) -> Path:
     """Write one row for each image: file, most likely class, its probability, then every class's probability.
+
+    Multi-label: file, the classes with a probability above 0.5, separated by `|`, then every class's probability.
 
     Args:
         path: The CSV file.
         images: Image files in the order of the predictions.
         batches: Probabilities `[B, classes]`.
         class_names: Names in the order of the columns; numbers are used when they are missing.
+        multi: Whether an image can have several labels, or none.
 
     Returns:
         The file.
@@ -63,8 +72,10 @@ def write_predictions(
     target = Path(path)
     with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", "class", "probability", *names])
+        writer.writerow(["image", *(["labels"] if multi else ["class", "probability"]), *names])
         for image, row in zip(images, probabilities.tolist(), strict=True):
             best = max(range(classes), key=row.__getitem__)
-            writer.writerow([image, names[best], f"{row[best]:.6f}", *(f"{p:.6f}" for p in row)])
+            present = "|".join(name for name, p in zip(names, row, strict=True) if p > LIKELY)
+            said = [present] if multi else [names[best], f"{row[best]:.6f}"]
+            writer.writerow([image, *said, *(f"{p:.6f}" for p in row)])
     return target

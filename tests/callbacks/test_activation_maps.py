@@ -83,6 +83,26 @@ def test_records_of_a_stream_and_their_figure(tmp_path: Path) -> None:
     assert {ax.title.get_fontweight() for ax in axes if ax.get_title()} == {"bold", "normal"}
 
 
+def test_a_frozen_network_has_maps() -> None:
+    module, image = Averaging().eval(), torch.randn(2, 1, 16, 16)
+    expected = activation_maps(module, image)
+    for ours, trained in zip(activation_maps(module.requires_grad_(False), image), expected, strict=True):
+        torch.testing.assert_close(ours, trained)
+
+
+def test_an_evaluation_without_any_of_the_images_writes_nothing(tmp_path: Path) -> None:
+    """As long as an image shows none of the classes seen, it is not tested on."""
+    data = MultiLabelDigits(train_images=30, test_images=30, sizes=[1] * 10)
+    data.setup("fit")
+    labels = data.labels("test")
+    absent = labels[labels.sum(dim=1).argmax()].logical_not().nonzero().flatten().tolist()
+    order = [*absent, *(c for c in range(10) if c not in absent)]
+    data = MultiLabelDigits(train_images=30, test_images=30, sizes=[1] * 10, class_order=order)
+    trainer = fit(tmp_path, make(MLFineTune), data, [ActivationMapRecords(num_images=1)], limit_train_batches=1)
+    there = {p.name for p in (Path(trainer.log_dir or "") / "records").glob("maps_*")}
+    assert there == {f"maps_task_{t}.npz" for t in range(len(absent), 10)}
+
+
 def test_single_label_data_and_other_networks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="whose images have one label each"):
         fit(tmp_path, make(FineTune), callbacks=[ActivationMapRecords()])

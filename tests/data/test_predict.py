@@ -115,6 +115,16 @@ def test_table_holds_class_probability_and_every_probability(tmp_path):
     assert b"\r\r" not in target.read_bytes()
 
 
+def test_several_labels_or_none_are_written_as_a_list(tmp_path):
+    batches = [torch.tensor([[0.75, 0.25, 0.875], [0.5, 0.0, 0.125], [0.0, 1.0, 0.5]])]
+    assert rows_of(write_predictions(tmp_path / "p.csv", IMAGES, batches, ["cat", "dog", "eel"], multi=True)) == [
+        ["image", "labels", "cat", "dog", "eel"],
+        ["x/a.png", "cat|eel", "0.750000", "0.250000", "0.875000"],
+        ["x/ü, b.png", "", "0.500000", "0.000000", "0.125000"],
+        ["c.png", "dog", "0.000000", "1.000000", "0.500000"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("names", "columns"),
     [

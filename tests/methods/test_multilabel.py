@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from lightning_cil import IncrementalTrainer
 from lightning_cil.callbacks import ContinualEvaluation, FeatureRecords, ReplayBuffer, StreamCallback
 from lightning_cil.data import MultiLabelDigits, SplitDigits
 from lightning_cil.data.splits import make_tasks
@@ -171,6 +173,23 @@ def test_a_memory_that_is_not_used_is_refused(tmp_path: Path, method: type[Multi
 def test_callbacks_for_one_label_an_image_are_refused(tmp_path: Path, callback: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         fit(tmp_path, make(MLFineTune), digits(train_images=40), [callback])
+
+
+def test_a_checkpoint_is_validated_on_all_tasks_and_predicts_labels(tmp_path: Path, capsys: Any) -> None:
+    data = digits(train_images=60, test_images=30, sizes=[5, 5], val_fraction=0.2)
+    module = make(MLFineTune)
+    fit(tmp_path, module, data)
+    trainer = IncrementalTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[])
+    capsys.readouterr()
+    trainer.validate(module, datamodule=data)
+    assert "held-out data of task 1 to 2:  Class-IL" in capsys.readouterr().out
+    Image.new("L", (16, 16)).save(tmp_path / "a.png")
+    file = tmp_path / "p.csv"
+    (probabilities,) = trainer.predict(module, datamodule=data, images=str(tmp_path), output=str(file))
+    header, row = [line.split(",") for line in file.read_text().splitlines()]
+    assert header == ["image", "labels", *data.class_names]
+    present = [name for name, p in zip(data.class_names, probabilities[0].tolist(), strict=True) if p > 0.5]
+    assert row[1] == "|".join(present)
 
 
 # ---------------------------------------------------------------------- learning
