@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_cil.methods import ZeroShotAudioCLIP
+from lightning_cil.networks.audioclip import Towers
 from tests.streams import fit, results, spoken, weights_hash
 
 
@@ -37,3 +38,9 @@ def test_the_score_is_the_pairwise_one(predict: Any) -> None:
         expected = model.match(text, image=model.encode_image(image), audio=audio, by=predict)
         found = module.features(image, None if predict == "image" else wave) @ text.T
     torch.testing.assert_close(found, expected)
+
+
+def test_a_projection_that_nobody_fits_is_refused(tmp_path: Path) -> None:
+    towers = Towers("tiny", audio_weights=str(tmp_path / "AudioCLIP.pt"), projection="procrustes")
+    with pytest.raises(ValueError, match="fit_projection"):
+        ZeroShotAudioCLIP(towers=towers)
