@@ -108,7 +108,7 @@ class MultimodalModule(IncrementalModule):
         spec = made(Towers, Towers(towers) if isinstance(towers, str) else towers)
         if spec.projection == "procrustes":
             raise ValueError(
-                "`projection='procrustes'` is not fitted by a method, which does not know the names of its classes yet. "
+                "`projection='procrustes'` is not fitted by a method, which does not know its classes yet. "
                 "Fit it once with `Towers.fit_projection(model, names)`, save `{'projection.weight': "
                 "model.projection.weight}` with `torch.save`, and give that file as `projection`."
             )
