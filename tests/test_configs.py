@@ -108,10 +108,11 @@ def imagenet_esc(root: Path) -> dict[str, Any]:
     return {"esc_root": root / "esc", "image_root": root / "images", "image_size": 16, "num_workers": 0, **TINY_SOUND}
 
 
+SIX = ("reading", "writing", "standing", "sleeping", "talking", "walking")
 TINY_SOUND = {"sample_rate": 8_000, "seconds": 0.05}
 
 TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "AricLike": lambda root: {"root": formats.write_aric(root), "image_size": 16, "num_workers": 0, **TINY_SOUND},
+    "AricLike": lambda root: {"root": formats.write_aric(root, SIX), "image_size": 16, "num_workers": 0, **TINY_SOUND},
     "ImageFolderTasks": lambda root: {**written(formats.write_image_folder)(root), "num_workers": 0},
     "ImageNetESC": imagenet_esc,
     "ManifestTasks": manifest,
@@ -124,7 +125,13 @@ TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "SplitFashionMNIST": written(formats.write_mnist, folder="FashionMNIST/raw"),
     "SplitImageNet": lambda root: {**written(formats.write_imagenet, test=1)(root), "num_workers": 0},
     "SplitMNIST": written(formats.write_mnist),
-    "SpokenDigits": lambda root: {"root": formats.write_fsdd(root), "test_takes": "[0]", **TINY_SOUND},
+    "SpokenDigits": lambda root: {
+        "root": formats.write_fsdd(root),
+        "test_takes": "[0]",
+        "image_size": 16,
+        "max_pairs": 8,
+        **TINY_SOUND,
+    },
     "SplitTinyImageNet": written(formats.write_tiny_imagenet, size=16),
 }
 """Class of a config's data -> writes them below a folder and returns the arguments to read them from there."""

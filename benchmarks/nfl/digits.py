@@ -62,6 +62,10 @@ CELLS: dict[str, Callable[[], IncrementalModule]] = {
     "NFL, the others' rates, LwF's weights": lambda: nfl(
         rates=(RATES[0], *(3 * r for r in RATES[1:])), weight=1 / 3, lr_scheduler=None
     ),
+    "LwF, 2 epochs of warm-up and 6": lambda: LwF(**common(), epochs=6, head="multi", warmup_epochs=2),
+    "NFL, steps 2 and 5, LwF's weights": lambda: nfl(
+        (2, 0, 0, 6), (1, 1, 1, 3), 1 / 3, alpha=0.0, tune_lr_scheduler=FractionCosineLR
+    ),
     "NFL, without step 2": lambda: nfl((0, 4, 2, 2)),
     "NFL, without step 3": lambda: nfl((2, 0, 4, 2)),
     "NFL, without step 4": lambda: nfl((2, 4, 0, 2)),

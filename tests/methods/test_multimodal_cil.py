@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 
+from lightning_cil.callbacks import StreamCheckpoint
 from lightning_cil.data.splits import make_tasks
 from lightning_cil.losses import info_nce
 from lightning_cil.methods import MultimodalCIL
@@ -163,17 +165,33 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path) -> None:
             assert shares == pytest.approx(other["expert_usage"][block])
 
 
-def test_a_run_that_was_broken_off_ends_as_one_that_was_not(tmp_path: Path) -> None:
+class BreakOff(Callback):
+    """Ends the run before a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("broken off")
+
+
+@pytest.mark.parametrize("step", [1, 4])  # in the first task, in the second
+def test_a_run_that_was_broken_off_ends_as_one_that_was_not(step: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"mife": MIFE(rank=4, freeze_after_task=1), "epochs": 2}
+    data = {"batch_size": 8, "max_pairs": 4}
     whole = model(**options)
-    expected = results(fit(tmp_path / "whole", whole, spoken(tmp_path / "fsdd")))
-    first = model(**options)
-    trainer = fit(tmp_path / "part", first, spoken(tmp_path / "fsdd"), stop_after_task=0)
-    path = str(Path(trainer.log_dir or "") / "checkpoints" / "task_0.ckpt")
-    second = model(**options)
-    found = results(fit(tmp_path / "rest", second, spoken(tmp_path / "fsdd"), ckpt_path=path))
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
+    trainer = fit(tmp_path / "whole", whole, spoken(tmp_path / "fsdd", **data))
+    expected = results(trainer)
+    assert trainer.global_step > step
+    saver = StreamCheckpoint(every_n_train_steps=1)
+    with pytest.raises(RuntimeError, match="broken off"):
+        fit(tmp_path / "run", model(**options), spoken(tmp_path / "fsdd", **data), [saver, BreakOff(step)])
+    path = str(next((tmp_path / "run").rglob("last.ckpt")))
+    again = model(**options)
+    found = results(fit(tmp_path / "rest", again, spoken(tmp_path / "fsdd", **data), [saver], ckpt_path=path))
+    for name, value in whole.state_dict().items():  # counters, too
+        assert torch.equal(value, again.state_dict()[name]), name
     assert found["matrix"] == expected["matrix"]
     assert found["multimodal"] == expected["multimodal"]
 
