@@ -76,9 +76,18 @@ class ClassGCN(GrowingNetwork):
         self.classifier = LinearHead(hidden)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map `[B, in_channels, H, W]` to logits `[B, classes]`."""
+        """Map `[B, in_channels, H, W]` to logits `[B, classes]`.
+
+        Raises:
+            ValueError: If one image is trained on with BatchNorm.
+        """
         if not self.num_classes:
             return maps.new_zeros(len(maps), 0)
+        if len(maps) == 1 and self.training and isinstance(self.norm, nn.BatchNorm1d):
+            raise ValueError(
+                "ClassGCN got a training batch of one image, of which BatchNorm has no statistics; expected at least "
+                "2 on each process. Give a larger `batch_size` (or the task more images), or `graph_norm='layer'`."
+            )
         x = maps.flatten(2).transpose(1, 2)
         scores = self.activation(x)
         attention = scores.softmax(dim=1).transpose(1, 2)

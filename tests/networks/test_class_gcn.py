@@ -130,3 +130,5 @@ def test_bad_input_is_named():
         ClassGCN(4, 0)
     with pytest.raises(ValueError, match="ClassGCN got 0 classes for task 1"):
         make(2).grow(0)
+    with pytest.raises(ValueError, match=r"training batch of one image.*`graph_norm='layer'`"):
+        make(2).train()(torch.zeros(1, make(2).activation.in_features, 2, 2))
