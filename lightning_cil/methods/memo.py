@@ -39,6 +39,24 @@ DEFAULT_MEMORY = 2000
 _STREAM = int.from_bytes(b"auxiliary", "big")
 
 
+def later_steps(optimizer: torch.optim.Optimizer) -> FractionStepLR:
+    """PyCIL's schedule of each task but the first: a tenth after 80, 120 and 150 of 170 epochs, as fractions.
+
+    Args:
+        optimizer: Its groups' current learning rates are the initial ones.
+    """
+    return FractionStepLR(optimizer, at=(0.47, 0.705, 0.88))
+
+
+def first_steps(optimizer: torch.optim.Optimizer) -> FractionStepLR:
+    """PyCIL's schedule of the first task: a tenth after 60, 120 and 170 of 200 epochs, as fractions.
+
+    Args:
+        optimizer: Its groups' current learning rates are the initial ones.
+    """
+    return FractionStepLR(optimizer, at=(0.3, 0.6, 0.85))
+
+
 class MEMO(IncrementalModule):
     """MEMO: one specialised block a task on a shared body (Zhou et al. 2023, no equation, https://arxiv.org/abs/2205.13218); needs `ReplayBuffer`.
 
@@ -49,10 +67,10 @@ class MEMO(IncrementalModule):
             front of its last stage.
         scenario: See `IncrementalModule`; MEMO trains both alike.
         epochs: Passes over the data of each task but the first.
-        optimizer: Of these tasks. Default: lr 0.1, momentum 0.9, weight decay 2e-4.
-        lr_scheduler: Of these tasks. Default: a tenth after 80, 120 and 150 of 170 epochs.
+        optimizer: See `IncrementalModule`. Default: lr 0.1, momentum 0.9, weight decay 2e-4.
+        lr_scheduler: Of each task but the first; `None`: constant. Default: a tenth after 80, 120 and 150 of 170 epochs.
         first_epochs: Passes over the first task's data; `None`: as many as `epochs`.
-        first_optimizer: Of the first task; `None`: as `optimizer`. Default: as there, weight decay 5e-4.
+        first_weight_decay: Weight decay of the first task, at least 0; `None`: the optimizer's.
         first_lr_scheduler: Of the first task; `None`: constant. Default: a tenth after 60, 120 and 170 of 200 epochs.
         auxiliary_weight: Weight of the auxiliary cross-entropy, at least 0; 0: there is no auxiliary head.
         train_generalised: Whether the shared part is trained after the first task (the authors' README; the default of
@@ -71,12 +89,10 @@ class MEMO(IncrementalModule):
         scenario: Scenario = "class_il",
         epochs: int = 170,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=2e-4),
-        lr_scheduler: LRSchedulerCallable | None = lambda o: FractionStepLR(o, at=(0.47, 0.705, 0.88)),
+        lr_scheduler: LRSchedulerCallable | None = later_steps,
         first_epochs: int | None = 200,
-        first_optimizer: OptimizerCallable | None = lambda p: torch.optim.SGD(
-            p, lr=0.1, momentum=0.9, weight_decay=5e-4
-        ),
-        first_lr_scheduler: LRSchedulerCallable | None = lambda o: FractionStepLR(o, at=(0.3, 0.6, 0.85)),
+        first_weight_decay: float | None = 5e-4,
+        first_lr_scheduler: LRSchedulerCallable | None = first_steps,
         auxiliary_weight: float = 1.0,
         train_generalised: bool = True,
         train_specialised: Literal["newest", "all"] = "newest",
@@ -97,13 +113,15 @@ class MEMO(IncrementalModule):
         )
         if first_epochs is not None and first_epochs < 1:
             raise ValueError(f"`first_epochs={first_epochs}`: expected at least 1, or `null` for as many as `epochs`.")
+        if first_weight_decay is not None and first_weight_decay < 0:
+            raise ValueError(f"`first_weight_decay={first_weight_decay}`: expected at least 0; the authors use 0.0005.")
         if auxiliary_weight < 0:
             raise ValueError(f"`auxiliary_weight={auxiliary_weight}`: expected at least 0; the authors use 1.")
         if train_specialised not in ("newest", "all"):
             raise ValueError(f"`train_specialised={train_specialised!r}`: expected 'newest' or 'all'.")
         self.backbone = MemoBackbone(self.backbone)
         self.first_epochs = epochs if first_epochs is None else first_epochs
-        self.first_optimizer = first_optimizer or optimizer
+        self.first_weight_decay = first_weight_decay
         self.first_lr_scheduler = first_lr_scheduler
         self.auxiliary_weight = auxiliary_weight
         self.train_generalised = train_generalised
@@ -162,10 +180,19 @@ class MEMO(IncrementalModule):
         self.auxiliary = LinearHead(self.backbone.block_features).to(self.device)
 
     def _first_optimizer(self, params: Any) -> torch.optim.Optimizer:
-        return self.first_optimizer(params)
+        optimizer = self.optimizer(params)
+        if self.first_weight_decay is not None:
+            for group in optimizer.param_groups:
+                if "weight_decay" not in group:
+                    raise ValueError(
+                        f"`first_weight_decay={self.first_weight_decay}`, which {type(optimizer).__name__} has not; "
+                        "give `null`"
+                    )
+                group["weight_decay"] = self.first_weight_decay
+        return optimizer
 
     def _first_schedule(self, optimizer: torch.optim.Optimizer) -> Any:
-        return self.first_lr_scheduler(optimizer) if self.first_lr_scheduler else constant_rate(optimizer)
+        return (self.first_lr_scheduler or constant_rate)(optimizer)
 
     # ------------------------------------------------------------------ loss
 

@@ -1,11 +1,13 @@
 """`MEMO`: a block a task, what is trained and what stays, auxiliary head, alignment, checkpoints of a grown body."""
 
+import importlib
 from operator import mul
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ from tests.trainer.test_ranks import saved
 
 SHORT: dict[str, Any] = {
     "first_epochs": None,
-    "first_optimizer": None,
+    "first_weight_decay": None,
     "lr_scheduler": None,
     "first_lr_scheduler": None,
 }
@@ -113,6 +115,17 @@ def test_defaults_are_the_authors() -> None:
             assert (rate(step - 1, epochs), rate(step, epochs)) == pytest.approx((0.1**power, 0.1 ** (power + 1)))
 
 
+def test_every_default_reaches_the_config(run_cli: Any) -> None:
+    """A schedule that is a lambda would not: the config could not be read again."""
+    done = run_cli("fit", "--config", "examples/quickstart.yaml", "--model", "MEMO", "--print_config")
+    found = yaml.safe_load(done.stdout)["model"]["init_args"]
+    for name, rate in (("lr_scheduler", (0.47, 0.705, 0.88)), ("first_lr_scheduler", (0.3, 0.6, 0.85))):
+        module, _, function = found[name].rpartition(".")
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        assert getattr(importlib.import_module(module), function)(optimizer).at == list(rate)
+    assert (found["first_epochs"], found["first_weight_decay"]) == (200, 5e-4)
+
+
 def test_settings_of_the_first_task_can_be_those_of_the_others() -> None:
     module, task = memo(epochs=3), make_tasks([2, 2])[0]
     module.grow_to(task)
@@ -122,6 +135,14 @@ def test_settings_of_the_first_task_can_be_those_of_the_others() -> None:
     assert stage.epochs == 3
     assert made["optimizer"].param_groups[0]["lr"] == 0.05
     assert made["lr_scheduler"]["scheduler"].get_last_lr() == [0.05]
+
+
+def test_an_optimizer_without_weight_decay_is_refused_in_the_first_task() -> None:
+    module, task = MEMO(backbone=TINY, optimizer=torch.optim.Rprop), make_tasks([2, 2])[0]
+    module.grow_to(task)
+    module.begin_stage(task, module.stages(task)[0])
+    with pytest.raises(ValueError, match=r"`first_weight_decay=0.0005`, which Rprop has not; give `null`"):
+        module.configure_optimizers()
 
 
 # ---------------------------------------------------------------------- growth
@@ -314,6 +335,7 @@ def test_size_of_the_grown_body(name: str, cifar_stem: bool, tasks: int, expecte
     ("options", "words"),
     [
         ({"first_epochs": 0}, "`first_epochs=0`: expected at least 1"),
+        ({"first_weight_decay": -1.0}, "`first_weight_decay=-1.0`: expected at least 0"),
         ({"auxiliary_weight": -1.0}, "`auxiliary_weight=-1.0`: expected at least 0"),
         ({"train_specialised": "last"}, "`train_specialised='last'`: expected 'newest' or 'all'"),
         ({"backbone": Backbone("small_cnn", compile=True)}, "MEMO got a backbone with `compile: true`"),

@@ -85,7 +85,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {},
     ),
     "MEMO": (
-        lambda: make(MEMO, first_epochs=1, lr_scheduler=None, first_optimizer=None, first_lr_scheduler=None),
+        lambda: make(MEMO, first_epochs=1, lr_scheduler=None, first_weight_decay=None, first_lr_scheduler=None),
         lambda: [ReplayBuffer(total=50, selection="herding")],
         {},
     ),
