@@ -179,6 +179,9 @@ def test_cells_of_nfl_s_benchmark_are_commands(script, run_cli, monkeypatch, tmp
     cells, table = script("run"), script("table")
     assert all((cells.EXAMPLES / f"{method}.yaml").exists() for method, _ in cells.CELLS.values())
     assert cells.main([str(tmp_path), "--data", str(tmp_path), "--dry_run"]) == 0
+    for name in cells.CELLS:
+        line = cells.command(name, 0, tmp_path, tmp_path, ablation=False)
+        assert run_cli(*line[3:], "--print_config").code == 0
     write_cifar100(tmp_path / "data")
     every = [option for method, options in cells.ABLATION.values() if method == cells.NFL for option in options]
     line = cells.command("NFL", 0, tmp_path, tmp_path / "data", ablation=False)

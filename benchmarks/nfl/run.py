@@ -26,7 +26,7 @@ def steps(**epochs: int) -> list[str]:
     return [f"--model.step{step}_epochs={number}" for step, number in chosen.items()]
 
 
-FIRST = ("epochs=4", "optimizer=null", "lr_scheduler=lightning_cil.schedulers.FractionCosineLR")
+FIRST = ("epochs=4", "weight_decay=0.0005", "lr_scheduler=lightning_cil.schedulers.FractionCosineLR")
 """MEMO's first task is trained as the others."""
 
 CELLS: dict[str, tuple[str, list[str]]] = {
