@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_cil.networks.mife import Mixtures
@@ -34,6 +33,8 @@ def save_peft(mixtures: Mixtures, folder: str | Path) -> Path:
     Raises:
         ValueError: If the experts have biases or an activation, for which the format has no place.
     """
+    from safetensors.torch import save_file
+
     spec = mixtures.spec
     if spec.bias or spec.activation != "identity":
         raise ValueError(
@@ -84,6 +85,8 @@ def load_peft(mixtures: Mixtures, folder: str | Path) -> None:
         FileNotFoundError: If a file is not there.
         ValueError: If blocks, experts, ranks or the scale differ.
     """
+    from safetensors.torch import load_file
+
     source = Path(folder)
     for name in (CONFIG, EXPERTS, ROUTERS):
         if not (source / name).is_file():
