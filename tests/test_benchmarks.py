@@ -20,7 +20,14 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     threads = torch.get_num_threads()
-    yield lambda name: importlib.import_module(name)
+
+    def load(name):
+        for key, module in list(sys.modules.items()):  # folders have scripts of the same name
+            if Path(getattr(module, "__file__", None) or "/").parent.parent == BENCHMARKS:
+                del sys.modules[key]
+        return importlib.import_module(name)
+
+    yield load
     torch.set_num_threads(threads)
 
 

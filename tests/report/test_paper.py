@@ -122,7 +122,8 @@ def test_csv_has_every_number_and_command(nfl: Paper, tmp_path: Path) -> None:
     assert ours[0]["command"] == (
         "lightning-cil fit --config examples/nfl/methods/derpp.yaml "
         "--config examples/nfl/protocols/tinyimagenet_10x20.yaml --model.init_args.scenario task_il "
-        "--data.init_args.batch_size 32 --model.init_args.epochs 100 --model.init_args.beta 1.0 "
+        "--data.init_args.batch_size 32 --model.init_args.epochs 100 --model.init_args.lr_scheduler null "
+        "--model.init_args.beta 1.0 "
         "--trainer.callbacks.init_args.total 200"
     )
 
