@@ -180,21 +180,32 @@ def test_gpu_measures_or_says_that_there_is_none(script, capsys):
         assert min(results["images_per_second"].values()) > 0
 
 
-def test_cells_of_nfl_s_benchmark_are_commands(script, run_cli, monkeypatch, tmp_path):
+COMMANDS = """
+import json, pathlib
+from lightning_cil.__main__ import main
+for command in json.loads(pathlib.Path("commands.json").read_text()):
+    assert main(command) == 0, command
+"""
+
+
+def test_cells_of_nfl_s_benchmark_are_commands(script, runs, monkeypatch, tmp_path):
     """Every method's file is there; one cell runs with the options of all cells of the ablation."""
     monkeypatch.syspath_prepend(str(BENCHMARKS / "nfl"))
     cells, table = script("run"), script("table")
     assert all((cells.EXAMPLES / f"{method}.yaml").exists() for method, _ in cells.CELLS.values())
     assert cells.main([str(tmp_path), "--data", str(tmp_path), "--dry_run"]) == 0
-    for name in cells.CELLS:
-        line = cells.command(name, 0, tmp_path, tmp_path, ablation=False)
-        assert run_cli(*line[3:], "--print_config").code == 0
+    lines = [cells.command(name, 0, tmp_path, tmp_path, ablation=False) for name in cells.CELLS]
+    commands = [[*line[3:], "--print_config"] for line in lines]
     write_cifar100(tmp_path / "data")
     every = [option for method, options in cells.ABLATION.values() if method == cells.NFL for option in options]
     line = cells.command("NFL", 0, tmp_path, tmp_path / "data", ablation=False)
     assert line[1:4] == ["-m", "lightning_cil", "fit"]
     tiny = ["--trainer.limit_train_batches=1", "--trainer.limit_test_batches=1", "--stop_after_task=0"]
-    assert run_cli(*line[3:-2], *every, *tiny).code == 0
+    commands.append([*line[3:-2], *every, *tiny])
+    (tmp_path / "commands.json").write_text(json.dumps([[str(word) for word in command] for command in commands]))
+    (tmp_path / "commands.py").write_text(COMMANDS)
+    code = runs(None, tmp_path, script=str(tmp_path / "commands.py"))
+    assert code == 0, (tmp_path / "output.txt").read_text()
     assert table.finished(tmp_path / "cells" / "NFL", tasks=1)[0]["method"] == "NFL"
     assert table.cells(tmp_path) == []  # not over
 
