@@ -22,6 +22,7 @@ from lightning_cil.methods.ml_joint import MLJoint
 from lightning_cil.methods.ml_kd import MLKD
 from lightning_cil.methods.ml_lwf import MLLwF
 from lightning_cil.methods.ml_podnet import MLPODNet
+from lightning_cil.methods.mm_icarl import MMICaRL
 from lightning_cil.methods.mm_lwf import MMLwF
 from lightning_cil.methods.moe_clip import MoEClip
 from lightning_cil.methods.multimodal_cil import MultimodalCIL
@@ -54,6 +55,7 @@ __all__ = [
     "MLJoint",
     "MLLwF",
     "MLPODNet",
+    "MMICaRL",
     "MMLwF",
     "MoEClip",
     "MultiLabelModule",

@@ -258,14 +258,18 @@ class MultimodalModule(IncrementalModule):
         return self.class_names[first:end]
 
     def batch_logits(self, batch: Batch, num_future: int | None = None) -> Tensor:
-        """See `IncrementalModule.batch_logits`; notes the features of the last evaluation, for M2."""
+        """See `IncrementalModule.batch_logits`."""
+        return self.classify(self.batch_features(batch), num_future)
+
+    def batch_features(self, batch: Batch) -> Tensor:
+        """Fused features of a batch, `[B, dim]`; those of the last evaluation are noted, for M2."""
         visual, audio = self.encode(*self.inputs(batch))
         fused = self.fuse(visual, audio)
         if self._row is not None and self._row == len(self.tasks) - 1:
             other = visual if audio is None else audio
             features = [f.float().cpu() for f in (fused, visual, other)]
             self._found.append((batch["index"].cpu(), *features, batch["target"].cpu()))
-        return self.classify(fused, num_future)
+        return fused
 
     def configure_model(self) -> None:
         """Refuse FSDP2: the towers are used by parts of them.
