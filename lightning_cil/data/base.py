@@ -477,7 +477,7 @@ def _arguments_of(kind: type, levels: Sequence[dict[str, Any]]) -> dict[str, Any
     owners = [owner for owner in kind.__mro__ if "__init__" in vars(owner)]
     for owner, given in zip(owners, reversed(levels), strict=False):
         found = {**given, **found}
-        if not any(p.kind == p.VAR_KEYWORD for p in inspect.signature(owner.__init__).parameters.values()):
+        if not any(p.kind == p.VAR_KEYWORD for p in inspect.signature(vars(owner)["__init__"]).parameters.values()):
             break
     return found
 

@@ -224,6 +224,12 @@ class MultimodalModule(IncrementalModule):
         """Map images and sounds (see `encode`) to `[B, dim]`, what is compared with the prototypes."""
         return self.fuse(*self.encode(image, audio))
 
+    def modality_features(self, batch: Batch) -> dict[str, Tensor]:
+        """Features of a batch, float `[B, dim]` each: `features` (fused), `visual`, and `audio` where sounds matter."""
+        visual, audio = self.encode(*self.inputs(batch))
+        found = {"features": self.fuse(visual, audio), "visual": visual}
+        return found if audio is None else {**found, "audio": audio}
+
     def forward(self, image: Tensor, audio: Tensor | None = None) -> Tensor:
         """Map images and sounds (see `encode`) to the logits `[B, seen]` of all classes seen."""
         return self.classify(self.features(image, audio), num_future=0)
