@@ -97,7 +97,7 @@ def draw_similarity(run: Run, after: int | None = None) -> "Figure":
             image = ax.imshow(table, vmin=low, vmax=high, cmap=COLOURS, interpolation="nearest")
             task_borders(ax, sizes, horizontal=True)
             class_ticks(ax, _names(run, sum(sizes)), both=True)
-            ax.set_title(f"{name}, {when}\nown class − others: {margin(table):.2f}", fontsize=9)
+            ax.set_title(f"{name}, {when}\nown class − others: {_short(margin(table))}", fontsize=9)
             ax.set_xlabel("class of the prototype")
             ax.set_ylabel("class of the sample")
     fig.colorbar(image, ax=list(axes.flat), label="mean cosine (no unit)", shrink=0.7)
@@ -139,7 +139,7 @@ def draw_visual_features(run: Run, after: int | None = None) -> "Figure":
         numbers, names = _marks(run, found.target[seen], num_seen)
         draw_tsne(ax, found.visual[seen].astype(np.float32), numbers, names)
         value = silhouette(found, num_seen)
-        ax.set_title(when + ("" if value is None else f", silhouette {value:.2f}"), fontsize=9)
+        ax.set_title(when + ("" if value is None else f", silhouette {_short(value)}"), fontsize=9)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     columns = max(1, min(5, 80 // max(len(label) + 6 for label in labels)))
     width, height = fig.get_size_inches()
@@ -251,9 +251,14 @@ def _numbers(draw: str, group: Group, after: int | None) -> str:
         return f"Right: {100 * right:.1f} %."
     if draw == "similarity":
         parts = [
-            f"{when}: {', '.join(f'{k} {margin(t):.2f}' for k, t in similarities(found, num_seen).items())}"
+            f"{when}: {', '.join(f'{k} {_short(margin(t))}' for k, t in similarities(found, num_seen).items())}"
             for when, found in _moments(run, done).items()
         ]
         return f"Own class minus others, {'; '.join(parts)}."
     values = {when: silhouette(found, num_seen) for when, found in _moments(run, done).items()}
-    return f"Silhouette {', '.join(f'{when} {v:.2f}' for when, v in values.items() if v is not None)}."
+    return f"Silhouette {', '.join(f'{when} {_short(v)}' for when, v in values.items() if v is not None)}."
+
+
+def _short(value: float) -> str:
+    """Two digits, without a sign of zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
