@@ -30,6 +30,7 @@ from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
 from lightning_cil.methods.partial_finetune import PartialFineTune
 from lightning_cil.methods.rebll import RebLL
+from lightning_cil.methods.topic import TOPIC
 from lightning_cil.methods.zero_shot_audioclip import ZeroShotAudioCLIP
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "MLER",
     "MLKD",
     "NFL",
+    "TOPIC",
     "Coil",
     "DERPlusPlus",
     "FineTune",
