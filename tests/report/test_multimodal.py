@@ -305,7 +305,10 @@ def test_the_heat_map_has_mean_cosines(trained: tuple[IncrementalTrainer, Run]) 
     assert multimodal_figures.margin(shown) == pytest.approx(own - others)
     assert len({image.get_clim() for ax in panels for image in ax.images}) == 1  # one scale
     assert figure.axes[-1].get_ylabel() == "mean cosine (no unit)"
-    assert [t.get_text() for t in panels[5].get_yticklabels()] == run.results["class_names"][:5]
+    assert [t.get_text() for t in panels[3].get_yticklabels()] == run.results["class_names"][:5]
+    assert [t.get_text() for t in panels[5].get_xticklabels()] == run.results["class_names"][:5]
+    assert [ax.get_ylabel() for ax in panels] == ["class of the sample", "", ""] * 2
+    assert [ax.get_xlabel() for ax in panels] == [""] * 3 + ["class of the prototype"] * 3
 
 
 def test_a_class_without_samples_is_no_number() -> None:
