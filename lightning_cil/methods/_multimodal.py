@@ -85,6 +85,7 @@ class MultimodalModule(IncrementalModule):
         scores: What M1 and M2 are made of.
     """
 
+    uses_exemplars = False
     backbone: AudioCLIP
     head: PrototypeHead
 
