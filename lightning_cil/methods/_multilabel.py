@@ -59,12 +59,13 @@ class MultiLabelModule(IncrementalModule):
     mean average precisions: in both scenarios of the classes of task j, in Task-IL on the test images of task j only.
 
     Args:
-        backbone: See `IncrementalModule`.
-        epochs: Passes over each task's data.
+        backbone: See `IncrementalModule`. Default: TResNet-M, as in the papers.
+        epochs: Passes over each task's data. Default: 20 (RebLL).
         optimizer: See `IncrementalModule`; called with two groups of parameters, of which the second, biases and
-            vectors, has no weight decay (as in KRT's code).
+            vectors, has no weight decay (as in KRT's code). Default: Adam, lr 4e-5, weight decay 1e-4 (RebLL on VOC).
         lr_scheduler: See `IncrementalModule`.
-        increment_lr: Learning rate from the second task on; `None`: the optimizer's.
+        increment_lr: Learning rate from the second task on; `None`: the optimizer's. RebLL on COCO: 3e-5 for the first
+            task, then 5e-5.
         one_cycle: Whether the learning rate follows one cycle over each task, stepped with every batch, up to the
             optimizer's after a fifth of it (KRT's code); instead of `lr_scheduler`.
         reduction: Of losses over classes: `mean`, or `sum` as the papers' equations print it; then the mean over the
@@ -76,17 +77,19 @@ class MultiLabelModule(IncrementalModule):
 
     label_kind: ClassVar[LabelKind] = "multi"
     score_name: ClassVar[str] = "mAP"
+    uses_outputs: ClassVar[bool] = False
+    """Whether the loss wants more of the old model than logits, see `Teacher(outputs=True)`."""
     no_forward_transfer = "classes of tasks to come are not scored: their outputs do not exist yet"
 
     def __init__(
         self,
         *,
-        backbone: str | Backbone | nn.Module,
-        epochs: int,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None,
-        increment_lr: float | None,
-        one_cycle: bool,
+        backbone: str | Backbone | nn.Module = "tresnet_m",
+        epochs: int = 20,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=4e-5, weight_decay=1e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        increment_lr: float | None = None,
+        one_cycle: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -116,24 +119,20 @@ class MultiLabelModule(IncrementalModule):
         self.backbone = MapBackbone(self.backbone)
         self.head = ClassGCN(feature_width(self.backbone), width, norm)  # type: ignore[assignment]
 
-    def check_callbacks(self, exemplars: bool, outputs: bool = False) -> None:
+    def on_stream_start(self, resumed: bool) -> None:
         """Refuse a memory or an old model that the method does not use as it is.
-
-        Args:
-            exemplars: Whether the method replays.
-            outputs: Whether it wants more of the old model than logits.
 
         Raises:
             ValueError: For such a callback.
         """
         name = type(self).__name__
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ReplayBuffer) and not exemplars:
+            if isinstance(callback, ReplayBuffer) and not self.uses_exemplars:
                 raise ValueError(
                     f"{name} uses no exemplars and got the callback `ReplayBuffer`; expected none. Take it out, or "
                     "choose a method that replays, such as `MLER` or `RebLL`."
                 )
-            if isinstance(callback, Teacher) and outputs and not (callback.outputs and callback.exemplars):
+            if isinstance(callback, Teacher) and self.uses_outputs and not (callback.outputs and callback.exemplars):
                 raise ValueError(
                     f"{name} got a `Teacher` with `outputs={callback.outputs}`, `exemplars={callback.exemplars}`; "
                     "expected both true. Take the callback out: the method brings its own."

@@ -85,6 +85,7 @@ class MultimodalModule(IncrementalModule):
         scores: What M1 and M2 are made of.
     """
 
+    uses_exemplars = False
     backbone: AudioCLIP
     head: PrototypeHead
 
@@ -173,10 +174,10 @@ class MultimodalModule(IncrementalModule):
             return (image,)
         datamodule: Any = self.trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
         if prefix:  # exemplars have no sounds with them, only the number of their sample
-            index = given[f"{prefix}index"].cpu()
+            index = given[f"{prefix}index"]
             if self._keeps_audio:
-                return image, self._table()[datamodule.split("train").sounds.index[index].to(image.device)]
-            return image, datamodule.transform_audio(datamodule.load_audio(index).to(image.device))
+                return image, self._table()[self._audio.clip_of[index]]
+            return image, datamodule.transform_audio(datamodule.load_audio(index.cpu()).to(image.device))
         if "clip" in given and datamodule is not None and self._keeps_audio:
             return image, self._table()[given["clip"]]
         if "audio" not in given:

@@ -50,6 +50,8 @@ class CSC(MultiLabelModule):
         TypeError: For a backbone without feature maps.
     """  # noqa: E501
 
+    uses_exemplars = False
+
     def __init__(
         self,
         *,
@@ -86,10 +88,6 @@ class CSC(MultiLabelModule):
     def required_callbacks(self) -> list[Callback]:
         """The old model."""
         return [Teacher()]
-
-    def on_stream_start(self, resumed: bool) -> None:
-        """Refuse callbacks that the method does not use."""
-        self.check_callbacks(exemplars=False)
 
     def terms(self, batch: Batch, logits: Tensor, replay_logits: Tensor | None) -> dict[str, Tensor]:
         """α BCE + (1 - α) KD + β Σ p ln p."""

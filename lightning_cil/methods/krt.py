@@ -76,6 +76,9 @@ class KRT(MultiLabelModule):
 
     head: TaskAttention  # type: ignore[assignment]
 
+    uses_exemplars = False
+    uses_outputs = True
+
     def __init__(
         self,
         *,
@@ -168,8 +171,8 @@ class KRT(MultiLabelModule):
     # ------------------------------------------------------------------ pseudo-labels
 
     def on_stream_start(self, resumed: bool) -> None:
-        """A new stream starts without thresholds; refuse callbacks that the method does not use."""
-        self.check_callbacks(exemplars=False, outputs=True)
+        """A new stream starts without thresholds; see `MultiLabelModule`."""
+        super().on_stream_start(resumed)
         if not resumed:
             self._found = []
 

@@ -54,6 +54,8 @@ class MLPODNet(MultiLabelModule):
         TypeError: For a backbone without feature maps.
     """  # noqa: E501
 
+    uses_outputs = True
+
     def __init__(
         self,
         *,
@@ -91,10 +93,6 @@ class MLPODNet(MultiLabelModule):
     def required_callbacks(self) -> list[Callback]:
         """The memory, and the old model with its maps."""
         return [ReplayBuffer(per_class=EXEMPLARS_PER_CLASS, repeat=False), Teacher(outputs=True)]
-
-    def on_stream_start(self, resumed: bool) -> None:
-        """Refuse callbacks that the method does not use."""
-        self.check_callbacks(exemplars=True, outputs=True)
 
     def teacher_outputs(self, image: Tensor) -> dict[str, Tensor]:
         """Logits `[B, seen]` of images, their features `[B, dim]`, and the maps of all stages, `map0` first."""
