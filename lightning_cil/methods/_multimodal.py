@@ -329,11 +329,22 @@ class MultimodalModule(IncrementalModule):
             self._audio.clear()
 
     def setup(self, stage: str) -> None:
-        """Say whether batches need sounds."""
+        """Say whether batches need sounds.
+
+        Raises:
+            ValueError: If the data's sounds have another sample rate than the audio tower reads.
+        """
         super().setup(stage)
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.uses_audio and hasattr(datamodule, "provide_audio"):
             datamodule.setup("fit")
+            given, wanted = datamodule.clips().form.sample_rate, self.backbone.sample_rate
+            if given != wanted:
+                raise ValueError(
+                    f"The data have sounds of {given} Hz, but the audio tower reads {wanted} Hz: it would hear them "
+                    f"{wanted / given:.3g} times as fast. Give the data `sample_rate: {wanted}`; files of other rates "
+                    "are resampled."
+                )
             datamodule.provide_audio(not self._keeps_audio)
 
     def on_train_start(self) -> None:
