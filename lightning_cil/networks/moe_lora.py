@@ -323,6 +323,7 @@ class MoEAdapter(nn.Module):
             self.counter.total = self.counter.total.new_zeros(len(stored) + 2)
             self.counter.pending = self.counter.pending.new_zeros(len(stored) + 2)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.apply_freezing()  # a run that goes on inside a task: before the optimizer takes what is trained
 
 
 def _squared_variation(x: Tensor) -> Tensor:
