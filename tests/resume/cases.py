@@ -168,7 +168,7 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
         module = tiny(FineTune, epochs=4)
         callbacks = [EarlyStopping("val/class_il", mode="max", patience=1, min_delta=1.0), *callbacks]
     elif name in TOWERS:
-        data = spoken(Path(case["sounds"]), batch_size=8)
+        data = spoken(Path(case["sounds"]), batch_size=8, num_tasks=None, sizes=[4, 6])
         method, options = TOWERS[name]
         module = method(**{"towers": "tiny", "epochs": 1, **options})  # type: ignore[arg-type]
     elif name == "files":

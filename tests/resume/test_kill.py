@@ -130,20 +130,11 @@ def test_decoding_processes_make_no_difference(runs: Runs, tmp_path: Path, worke
     kill_and_go_on(runs, {**case, "workers": workers}, tmp_path, wanted, 4)
 
 
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [
-        ("multimodal", ["batch end 1", "task end 1"]),
-        ("mm_icarl", ["batch end 1", "task end 1, exemplars stored"]),
-        ("topic", ["batch end 1", "task_0.ckpt named"]),
-    ],
-)
-def test_experts_exemplars_with_sounds_and_nodes_come_back(
-    runs: Runs, tmp_path: Path, name: str, wanted: list[str]
-) -> None:
+@pytest.mark.parametrize("name", ["multimodal", "mm_icarl", "topic"])
+def test_experts_exemplars_with_sounds_and_nodes_come_back(runs: Runs, tmp_path: Path, name: str) -> None:
     write_fsdd(tmp_path / "sounds")
     case = {"name": name, "sounds": str(tmp_path / "sounds"), "checkpoint": {"every_n_train_steps": 1}}
-    kill_and_go_on(runs, case, tmp_path, wanted, 0)
+    kill_and_go_on(runs, case, tmp_path, ["batch start 2"], 0)  # only the second task has a third batch
 
 
 def test_two_processes_that_are_killed_go_on_exactly(runs: Runs, tmp_path: Path) -> None:
