@@ -106,12 +106,6 @@ class MultimodalModule(IncrementalModule):
         scores: ScoreOptions | None = None,
     ) -> None:
         spec = made(Towers, Towers(towers) if isinstance(towers, str) else towers)
-        if spec.projection == "procrustes":
-            raise ValueError(
-                "`projection='procrustes'` is not fitted by a method, which does not know its classes yet. "
-                "Fit it once with `Towers.fit_projection(model, names)`, save `{'projection.weight': "
-                "model.projection.weight}` with `torch.save`, and give that file as `projection`."
-            )
         model = spec.build()
         super().__init__(
             backbone=model,
@@ -142,6 +136,7 @@ class MultimodalModule(IncrementalModule):
         self._prototypes = prompts.build(tokenizer)
         self._training_prototypes = prompts.build(tokenizer)
         self._audio = AudioCache()
+        self._fits_projection = spec.projection == "procrustes"
         self._forget()
 
     def _forget(self) -> None:
@@ -345,10 +340,18 @@ class MultimodalModule(IncrementalModule):
         self._ready(untrained=False)
 
     def _ready(self, untrained: bool) -> None:
+        if self._fits_projection:
+            self._fit_projection()
         if self._keeps_audio:
             self._table()
         if untrained and self._frozen_similarity is None:
             self._look_at_untrained()
+
+    def _fit_projection(self) -> None:
+        """P by the names of the first task, before anything is trained; a checkpoint brings its own."""
+        with torch.inference_mode(False), evaluating(self):
+            self.towers.fit_projection(self.backbone, self._names(0, self.tasks[0].num_seen))
+        self._fits_projection = False
 
     def _look_at_untrained(self) -> None:
         """The similarity of tasks by the untrained towers, and what the method chooses by the first task."""
@@ -498,6 +501,7 @@ class MultimodalModule(IncrementalModule):
         """Take it back; the table of sounds is computed from the checkpoint's weights."""
         super().on_load_checkpoint(checkpoint)
         self._audio.clear()
+        self._fits_projection = False
         saved: Mapping[str, Any] = checkpoint.get(CHECKPOINT_KEY) or {}
         if saved:
             self._frozen_similarity, self._similarity = saved["frozen_similarity"], list(saved["similarity"])
