@@ -85,6 +85,7 @@ class MultimodalModule(IncrementalModule):
         scores: What M1 and M2 are made of.
     """
 
+    uses_exemplars = False
     backbone: AudioCLIP
     head: PrototypeHead
 
@@ -168,10 +169,10 @@ class MultimodalModule(IncrementalModule):
             return (image,)
         datamodule: Any = self.trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
         if prefix:  # exemplars have no sounds with them, only the number of their sample
-            index = given[f"{prefix}index"].cpu()
+            index = given[f"{prefix}index"]
             if self._keeps_audio:
-                return image, self._table()[datamodule.split("train").sounds.index[index].to(image.device)]
-            return image, datamodule.transform_audio(datamodule.load_audio(index).to(image.device))
+                return image, self._table()[self._audio.clip_of[index]]
+            return image, datamodule.transform_audio(datamodule.load_audio(index.cpu()).to(image.device))
         if "clip" in given and datamodule is not None and self._keeps_audio:
             return image, self._table()[given["clip"]]
         if "audio" not in given:
@@ -218,6 +219,12 @@ class MultimodalModule(IncrementalModule):
     def features(self, image: Tensor, audio: Tensor | None = None) -> Tensor:
         """Map images and sounds (see `encode`) to `[B, dim]`, what is compared with the prototypes."""
         return self.fuse(*self.encode(image, audio))
+
+    def modality_features(self, batch: Batch) -> dict[str, Tensor]:
+        """Features of a batch, float `[B, dim]` each: `features` (fused), `visual`, and `audio` where sounds matter."""
+        visual, audio = self.encode(*self.inputs(batch))
+        found = {"features": self.fuse(visual, audio), "visual": visual}
+        return found if audio is None else {**found, "audio": audio}
 
     def forward(self, image: Tensor, audio: Tensor | None = None) -> Tensor:
         """Map images and sounds (see `encode`) to the logits `[B, seen]` of all classes seen."""
@@ -317,11 +324,22 @@ class MultimodalModule(IncrementalModule):
             self._audio.clear()
 
     def setup(self, stage: str) -> None:
-        """Say whether batches need sounds."""
+        """Say whether batches need sounds.
+
+        Raises:
+            ValueError: If the data's sounds have another sample rate than the audio tower reads.
+        """
         super().setup(stage)
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.uses_audio and hasattr(datamodule, "provide_audio"):
             datamodule.setup("fit")
+            given, wanted = datamodule.clips().form.sample_rate, self.backbone.sample_rate
+            if given != wanted:
+                raise ValueError(
+                    f"The data have sounds of {given} Hz, but the audio tower reads {wanted} Hz: it would hear them "
+                    f"{wanted / given:.3g} times as fast. Give the data `sample_rate: {wanted}`; files of other rates "
+                    "are resampled."
+                )
             datamodule.provide_audio(not self._keeps_audio)
 
     def on_train_start(self) -> None:

@@ -66,6 +66,7 @@ class MMICaRL(MultimodalModule):
         ValueError: For an unknown loss, classifier or offset, a negative weight, or a temperature that is not positive.
     """  # noqa: E501
 
+    uses_exemplars = True
     offset: Tensor
 
     def __init__(

@@ -1,8 +1,7 @@
 """`FiniteLoss`: where it stops, what it says, and that no bad checkpoint is ever written."""
 
-import os
-import subprocess
-import sys
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_cil.callbacks import FiniteLoss, NonFiniteError, StreamCheckpoint
 from lightning_cil.callbacks.finite_loss import takes_argument
 from lightning_cil.methods import FineTune
+from tests.conftest import RunCli
+from tests.resume.conftest import Runs, output
 from tests.streams import fit, make
 
 ROOT = Path(__file__).parents[2]
@@ -203,17 +205,46 @@ class OneRank(FineTune):
 """
 
 
-def test_all_ranks_stop_for_a_loss_that_is_bad_on_one(tmp_path: Path) -> None:
+def test_all_ranks_stop_for_a_loss_that_is_bad_on_one(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "one_rank.py").write_text(RANK_1_GOES_BAD)
     command = [
-        sys.executable, "-m", "lightning_cil", "fit", "--config", str(ROOT / "examples" / "quickstart.yaml"),
+        "fit", "--config", str(ROOT / "examples" / "quickstart.yaml"),
         "--model", "one_rank.OneRank", "--model.epochs", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp",
         "--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.callbacks", "null",
     ]  # fmt: skip
-    env = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "The loss became nan at batch 2 of epoch 1/1, task 2/5" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert runs(None, tmp_path, module="lightning_cil", argv=command) == 1, output(tmp_path)
+    assert "The loss became nan at batch 2 of epoch 1/1, task 2/5" in output(tmp_path)
+    assert "Traceback" not in output(tmp_path)
     last = saved(tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt")
     assert all(v.isfinite().all() for v in last["state_dict"].values())
+
+
+BAD_AT_ONCE = """
+from lightning_cil.methods import ICaRL
+
+
+class Bad(ICaRL):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + (float("inf") if self.global_step == 1 else 0)
+"""
+
+
+def test_the_learning_rate_of_a_methods_own_optimizer_can_be_lowered(run_cli: RunCli, tmp_path: Path) -> None:
+    """`optimizer: null` in the config: a rate alone would be refused."""
+    (tmp_path / "bad_at_once.py").write_text(BAD_AT_ONCE)
+    config = {
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "default_root_dir": str(tmp_path / "runs")},
+        "model": {"class_path": "bad_at_once.Bad", "init_args": {"backbone": {"name": "small_cnn", "in_channels": 1}}},
+        "data": {"class_path": "SplitDigits"},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    done = run_cli("fit", "--config", tmp_path / "run.yaml", "--trainer.log_every_n_steps", 1)
+    assert done.code == 1
+    (printed,) = [line for line in done.stderr.splitlines() if "model.optimizer.lr" in line]
+    name, *arguments = shlex.split(printed)
+    again = run_cli(*arguments, "--print_config")
+    assert (name, again.code) == ("lightning-cil", 0), again.stderr
+    optimizer = yaml.safe_load(again.stdout)["model"]["init_args"]["optimizer"]
+    assert optimizer["class_path"].endswith("SGD")
+    found = {key: optimizer["init_args"][key] for key in ("lr", "momentum", "weight_decay")}
+    assert found == {"lr": 0.2, "momentum": 0.9, "weight_decay": 1e-5}
