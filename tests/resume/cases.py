@@ -115,7 +115,15 @@ TOWERS: dict[str, tuple[type[IncrementalModule], dict[str, Any]]] = {
         },
     ),
     "mm_icarl": (MMICaRL, {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3)}),
-    "topic": (TOPIC, {"num_nodes": 8, "new_nodes": 6, "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3)}),
+    "topic": (
+        TOPIC,
+        {
+            "num_nodes": 8,
+            "new_nodes": 6,
+            "anchor_target": "features",
+            "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3),
+        },
+    ),
 }
 """Methods on AudioCLIP's towers, for pictures with sounds."""
 
