@@ -95,6 +95,51 @@ def test_configs_of_rebll_are_taken(script, monkeypatch, protocol, run_cli):
     assert config["model"]["init_args"]["backbone"]["weights"] == "w.pt"
 
 
+def test_runs_of_mcil_and_their_table(script, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "mcil"))
+    run = script("run")
+    for method, seed, last, tasks in (
+        ("Ours", 0, 0.5, [{"fused_fraction": 0.2}, {"fused_fraction": 0.4}]),
+        ("Ours", 1, 0.6, [{"fused_fraction": 0.2}, {"fused_fraction": 0.4}]),
+        ("LwF", 1, 0.4, [{}, {}]),
+    ):
+        scores = {"average_accuracy": 0.7, "last_accuracy": last, "forward": [1.0, 0.5], "tasks": tasks}
+        scores |= {"M1": 30.0, "M1_frozen": None, "M2": 0.625}
+        seconds = [{"seconds": 2.0}, {"seconds": 3.0}]
+        results = {"tasks_done": 2, "task_sizes": [3, 3], "seconds": seconds, "multimodal": scores}
+        folder = tmp_path / "digits" / method / str(seed) / "version_0"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(results))
+    assert list(run.table(tmp_path, "digits", [0, 1, 2]))[2:] == [
+        "| LwF | 1 | 70.0 | 40.0 | 75.0 | 30.0 | - | 0.62 | - | 5 |",
+        "| Ours | 0, 1 | 70.0 ± 0.0 | 55.0 ± 7.1 | 75.0 ± 0.0 | 30.0 ± 0.0 | - | 0.62 ± 0.00 | 30.0 ± 0.0 | 5 |",
+    ]
+
+
+@pytest.mark.parametrize(("stream", "method"), [("digits", "Ours"), ("esc19_t6", "Partial fine-tuning")])
+def test_configs_of_mcil_are_taken(script, monkeypatch, stream, method, run_cli):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "mcil"))
+    run = script("run")
+    arguments = run.arguments(stream, method, 3, Path("out"), Path("packs"), Path("w.pt"))
+    code, stdout, stderr = run_cli(*arguments, "--print_config")
+    assert code == 0, stderr
+    config = yaml.safe_load(stdout)
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert (model["towers"]["clip_weights"], model["optimizer"]["init_args"]["lr"]) == ("w.pt", 0.001)
+    assert "audio.*" in model["first_task_scope"]
+    assert data["sample_rate"] == 16_000
+    assert data.get("num_tasks") == {"digits": None, "esc19_t6": 6}[stream]
+
+
+def test_audio_cache(script, tmp_path):
+    path = tmp_path / "out.json"
+    results = script("audio_cache").main(["--smoke", "--json", str(path)])
+    assert [r["label"] for r in results["cache"]] == ["1", "3"]
+    assert len(results["templates"]) == 5
+    tower = json.loads(path.read_text())["tower"]
+    assert 0 < tower["cached"]["clips"] < tower["every step"]["clips"]
+
+
 def test_contestants_take_turns_in_processes_of_their_own(script, tmp_path):
     """The second waits while the first runs, and a contestant whose referee is gone ends."""
     turns = script("turns")

@@ -110,9 +110,10 @@ def imagenet_esc(root: Path) -> dict[str, Any]:
 
 SIX = ("reading", "writing", "standing", "sleeping", "talking", "walking")
 TINY_SOUND = {"sample_rate": 8_000, "seconds": 0.05}
+MFCC_SOUND = {**TINY_SOUND, "sample_rate": 16_000}
 
 TINY_DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "AricLike": lambda root: {"root": formats.write_aric(root, SIX), "image_size": 16, "num_workers": 0, **TINY_SOUND},
+    "AricLike": lambda root: {"root": formats.write_aric(root, SIX), "image_size": 16, "num_workers": 0, **MFCC_SOUND},
     "ImageFolderTasks": lambda root: {**written(formats.write_image_folder)(root), "num_workers": 0},
     "ImageNetESC": imagenet_esc,
     "ManifestTasks": manifest,

@@ -8,12 +8,15 @@ OUT is not repeated; one that was cut off starts anew. `--table` prints what has
 """
 
 import argparse
-import json
 import shutil
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from runs import finished, spread
 
 HERE = Path(__file__).parent
 METHODS: dict[str, tuple[str, ...]] = {
@@ -46,15 +49,6 @@ def arguments(protocol: str, method: str, seed: int, folder: Path, root: Path, w
     ]
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The results of a run with all its tasks."""
-    for path in folder.glob("**/results.json"):
-        results: dict[str, Any] = json.loads(path.read_text())
-        if results["tasks_done"] == len(results["task_sizes"]):
-            return results
-    return None
-
-
 def table(out: Path, protocol: str, seeds: Sequence[int]) -> Iterator[str]:
     """Lines of Markdown: mean and standard deviation over seeds, in percent."""
     yield "| method | seeds | " + " | ".join(SCORES) + " | FPR at 0.5 | s |"
@@ -65,18 +59,10 @@ def table(out: Path, protocol: str, seeds: Sequence[int]) -> Iterator[str]:
         if not found:
             continue
         each = [r["multilabel"] for r in found.values()]
-        cells = [_percent([m[name] for m in each]) for name in SCORES.values()]
-        cells.append(_percent([m["after_task"][-1]["0.5"]["FPR"] for m in each]))
+        cells = [spread([m[name] for m in each]) for name in SCORES.values()]
+        cells.append(spread([m["after_task"][-1]["0.5"]["FPR"] for m in each]))
         seconds = statistics.mean(sum(s["seconds"] for s in r["seconds"]) for r in found.values())
         yield f"| {method} | {', '.join(map(str, found))} | {' | '.join(cells)} | {seconds:.0f} |"
-
-
-def _percent(values: list[float | None]) -> str:
-    known = [100 * v for v in values if v is not None]
-    if len(known) < len(values):
-        return "-"
-    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.1f}{spread}"
 
 
 def main() -> None:

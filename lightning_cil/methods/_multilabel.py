@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
@@ -185,13 +186,16 @@ class MultiLabelModule(IncrementalModule):
         teacher = batch["teacher_logits"].to(logits.dtype)
         return binary_distillation(logits[:, : teacher.shape[1]], teacher, self.reduction)
 
-    def beside_sum(self, weight: float) -> float:
+    def beside_sum(self, weight: float, num_classes: int) -> float:
         """A term's weight for our reduction, given the one beside a loss that is summed over classes and 64 images.
 
         KRT and PODNet are published in these units. Steps of Adam do not change with the scale of all terms together.
+
+        Args:
+            weight: The published one.
+            num_classes: Over how many classes the loss is averaged if `reduction` is `mean`.
         """
-        assert self.task is not None
-        return weight / SUMMED_BATCH / (self.task.num_seen if self.reduction == "mean" else 1)
+        return weight / SUMMED_BATCH / (num_classes if self.reduction == "mean" else 1)
 
     def stages(self, task: Task) -> list[Stage]:
         """One stage on the task's data, with the learning rate of later tasks where there is one."""
@@ -272,12 +276,17 @@ class MultiLabelModule(IncrementalModule):
         filtered = target.any(dim=1)
         found = summarise_scores(logits[filtered], target[filtered])
         if self._row is None:
-            at_threshold = found.get("0.8", dict.fromkeys(HEADLINES, 0.0))  # no image has a class seen
-            logged = {f"test/{name}": at_threshold[name] for name in HEADLINES} | {"test/mAP": found["mAP"] or 0.0}
+            if not found["images"]:
+                rank_zero_warn(
+                    "No test image has a class seen so far, so that no score is defined or logged; expected some. Test "
+                    "on the data of the run."
+                )
+                return
+            logged = {f"test/{name}": found["0.8"][name] for name in HEADLINES} | {"test/mAP": found["mAP"]}
             for scenario, (total, count) in self._sums.items():
-                each = (total / count).tolist()
-                logged |= {f"test/{scenario}/task_{j}": v for j, v in enumerate(each)}
-                logged[f"test/{scenario}"] = sum(each) / len(each)
+                each = {j: v for j, v in enumerate((total / count).tolist()) if v == v}  # a task without positives
+                logged |= {f"test/{scenario}/task_{j}": v for j, v in each.items()}
+                logged[f"test/{scenario}"] = sum(each.values()) / len(each)
             self.log_dict(logged, sync_dist=True)  # the same on all ranks
             return
         if getattr(self.trainer.datamodule, "test_rule", "seen") == "all":  # type: ignore[attr-defined]
@@ -335,7 +344,12 @@ class MultiLabelModule(IncrementalModule):
         self._scores["val"].reset()
         loss = F.binary_cross_entropy_with_logits(logits.float(), target.float())
         sums = self._tasks_summed(logits, target)
-        means = {f"val/{s}": (total.sum() / count.sum()).item() for s, (total, count) in sums.items()}
+        means = {f"val/{s}": (total.sum() / count.sum()).item() for s, (total, count) in sums.items() if count.any()}
+        if not means:
+            rank_zero_warn(
+                "No held-out image has a class seen so far, so that `val/class_il` and `val/task_il` are undefined and "
+                "not logged. Hold out more (`val_fraction`), or monitor `val/loss`."
+            )
         self.log_dict({"val/loss": loss.item(), **means}, sync_dist=True)  # the same on all ranks
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:

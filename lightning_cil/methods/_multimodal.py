@@ -225,6 +225,12 @@ class MultimodalModule(IncrementalModule):
         """Map images and sounds (see `encode`) to `[B, dim]`, what is compared with the prototypes."""
         return self.fuse(*self.encode(image, audio))
 
+    def modality_features(self, batch: Batch) -> dict[str, Tensor]:
+        """Features of a batch, float `[B, dim]` each: `features` (fused), `visual`, and `audio` where sounds matter."""
+        visual, audio = self.encode(*self.inputs(batch))
+        found = {"features": self.fuse(visual, audio), "visual": visual}
+        return found if audio is None else {**found, "audio": audio}
+
     def forward(self, image: Tensor, audio: Tensor | None = None) -> Tensor:
         """Map images and sounds (see `encode`) to the logits `[B, seen]` of all classes seen."""
         return self.classify(self.features(image, audio), num_future=0)
@@ -259,14 +265,18 @@ class MultimodalModule(IncrementalModule):
         return self.class_names[first:end]
 
     def batch_logits(self, batch: Batch, num_future: int | None = None) -> Tensor:
-        """See `IncrementalModule.batch_logits`; notes the features of the last evaluation, for M2."""
+        """See `IncrementalModule.batch_logits`."""
+        return self.classify(self.batch_features(batch), num_future)
+
+    def batch_features(self, batch: Batch) -> Tensor:
+        """Fused features of a batch, `[B, dim]`; those of the last evaluation are noted, for M2."""
         visual, audio = self.encode(*self.inputs(batch))
         fused = self.fuse(visual, audio)
         if self._row is not None and self._row == len(self.tasks) - 1:
             other = visual if audio is None else audio
             features = [f.float().cpu() for f in (fused, visual, other)]
             self._found.append((batch["index"].cpu(), *features, batch["target"].cpu()))
-        return self.classify(fused, num_future)
+        return fused
 
     def configure_model(self) -> None:
         """Refuse FSDP2: the towers are used by parts of them.
@@ -319,11 +329,22 @@ class MultimodalModule(IncrementalModule):
             self._audio.clear()
 
     def setup(self, stage: str) -> None:
-        """Say whether batches need sounds."""
+        """Say whether batches need sounds.
+
+        Raises:
+            ValueError: If the data's sounds have another sample rate than the audio tower reads.
+        """
         super().setup(stage)
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.uses_audio and hasattr(datamodule, "provide_audio"):
             datamodule.setup("fit")
+            given, wanted = datamodule.clips().form.sample_rate, self.backbone.sample_rate
+            if given != wanted:
+                raise ValueError(
+                    f"The data have sounds of {given} Hz, but the audio tower reads {wanted} Hz: it would hear them "
+                    f"{wanted / given:.3g} times as fast. Give the data `sample_rate: {wanted}`; files of other rates "
+                    "are resampled."
+                )
             datamodule.provide_audio(not self._keeps_audio)
 
     def on_train_start(self) -> None:

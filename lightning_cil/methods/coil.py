@@ -37,7 +37,7 @@ from lightning_cil.losses import (
     transport_cost,
 )
 from lightning_cil.methods._exemplars import joined, joined_teacher_logits
-from lightning_cil.methods._nearest_mean import NearestMean
+from lightning_cil.methods._nearest_mean import NearestMean, memory_of
 from lightning_cil.networks import Backbone, CosineHead, remove_last_activation, unsharded
 from lightning_cil.replay import class_means
 from lightning_cil.schedulers import FractionStepLR
@@ -180,8 +180,9 @@ class Coil(NearestMean):
         """Means of all classes so far by the present body, `[seen, dim]`: new data of the task, exemplars of others."""
         trainer: Any = self.trainer
         new = trainer.datamodule.train_indices([task.index])
-        index = torch.unique(torch.cat([self.memory().store.column("index"), new]))
-        means = class_means(*self.labelled_features(index), task.num_seen, self.stored_means())
+        index = torch.unique(torch.cat([memory_of(trainer).store.column("index"), new]))
+        known = self.exemplar_means
+        means = class_means(*known.labelled_features(self, index), task.num_seen, known.fallback())
         if not means.known.all():
             missing = (~means.known).nonzero().flatten().tolist()
             raise ValueError(

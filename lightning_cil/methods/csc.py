@@ -41,7 +41,8 @@ class CSC(MultiLabelModule):
         one_cycle: See `MultiLabelModule`.
         reduction: `mean`: over classes and batch (CSC); `sum`: over classes, then the mean over the batch.
         graph_width: Width of the graph's class vectors (CSC: 1024).
-        graph_norm: `batch`: BatchNorm inside the graph (CSC); `layer`: does not depend on who shares the batch.
+        graph_norm: `batch`: BatchNorm inside the graph (CSC), of each process's share of the batch unless the trainer
+            has `sync_batchnorm=True` (GPUs); `layer`: does not depend on who shares the batch.
         alpha: α in [0, 1]: weight of the new labels from the second task on; 1 - α is that of the old ones.
         entropy_weight: β, at least 0 (CSC on VOC: 0.04).
 

@@ -159,7 +159,8 @@ class KRT(MultiLabelModule):
         extended: Any = batch
         restored = pseudo_labels(batch["teacher_logits"], self._found[-1]["threshold"])
         kept = extended["teacher_embeddings"]
-        weight = self.beside_sum(self.distillation_weight) * growth_factor(self.task.num_seen, self.task.num_classes)
+        seen, new = self.task.num_seen, self.task.num_classes
+        weight = self.beside_sum(self.distillation_weight, seen) * growth_factor(seen, new)
         return {
             "asl": self._asymmetric(logits, torch.cat([restored.to(target.dtype), target], dim=1)),
             "embeddings": weight * cosine_preservation(kept, extended["embeddings"][:, : kept.shape[1]]),

@@ -223,3 +223,8 @@ def test_data_without_sounds_are_refused(tmp_path: Path) -> None:
     module = second_task()
     with pytest.raises(ValueError, match="without `audio`"):
         module.training_step({k: v for k, v in batch().items() if k != "audio"}, 0)
+
+
+def test_sounds_of_another_rate_than_the_tower_reads_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"sounds of 16000 Hz, but the audio tower reads 8000 Hz.*sample_rate: 8000"):
+        fit(tmp_path / "run", model(), spoken(tmp_path / "data", sample_rate=16_000))

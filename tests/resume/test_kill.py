@@ -41,12 +41,15 @@ INSIDE = {
     "ML-DER++": ["batch end 1", "task end 1"],
     "CSC": ["batch end 1"],
     "KRT": ["batch end 1"],
+    "MLPODNet": ["batch end 1"],
+    "AGCN": ["batch end 1"],
+    "L2P": ["batch end 1"],
     "NFL, recorded": [f"stage start 2 step {step}" for step in (3, 5)],
     "NFL+": ["stage start 0 autoencoder", "stage start 1 gamma", "stage start 1 autoencoder", "stage start 2 gamma"],
 }
 """Between the steps of a round, and where a body grows; where a run is killed inside of them is left to chance."""
 
-MORE = {"RebLL": 1, "ML-DER++": 1, "CSC": 0, "KRT": 0}
+MORE = {"RebLL": 1, "ML-DER++": 1, **dict.fromkeys(("CSC", "KRT", "MLPODNet", "AGCN", "L2P"), 0)}
 
 CASES: dict[str, dict[str, Any]] = {
     "ER": {"name": "er", "checkpoint": {"every_n_train_steps": 1}},
@@ -72,6 +75,9 @@ CASES: dict[str, dict[str, Any]] = {
     "ML-DER++": {"name": "ml_derpp", "checkpoint": {"every_n_train_steps": 2}},
     "CSC": {"name": "csc", "checkpoint": {"every_n_train_steps": 2}},
     "KRT": {"name": "krt", "checkpoint": {"every_n_train_steps": 2}},
+    "MLPODNet": {"name": "ml_podnet", "checkpoint": {"every_n_train_steps": 2}},
+    "AGCN": {"name": "agcn", "checkpoint": {"every_n_train_steps": 2}},
+    "L2P": {"name": "l2p", "checkpoint": {"every_n_train_steps": 2}},
     "three stages": {"name": "stages", "checkpoint": {"every_n_train_steps": 2}},
     "accumulation": {
         "name": "er",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCallback
@@ -154,6 +155,38 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path, case: str) -> N
                 assert torch.allclose(values, stores[1][column], atol=1e-4, rtol=0), (k, column)
             else:
                 assert values.equal(stores[1][column]), (k, column)
+
+
+def across_ranks(self: nn.SyncBatchNorm, values: torch.Tensor) -> torch.Tensor:
+    """What `SyncBatchNorm` does on GPUs, for gloo, which torch has no kernel for."""
+    if not self.training or not torch.distributed.is_initialized():
+        return nn.functional.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias)
+    moments = torch.cat([values.new_full((1,), len(values)), values.sum(0), values.square().sum(0)])
+    moments = all_reduce(moments)
+    count = moments[0].detach()
+    mean, square = (moments[1:] / count).chunk(2)
+    variance = square - mean.square()
+    with torch.no_grad():
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+    return (values - mean) / (variance + self.eps).sqrt() * self.weight + self.bias
+
+
+def test_csc_with_synchronised_batch_norm_trains_what_one_process_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", across_ranks)
+    on_gpus_only = "_passing_sync_batchnorm_handle"
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, on_gpus_only, lambda *args: None)
+    (one, _), (two, _), ranks = both(tmp_path, lambda: make(CSC, graph_width=16), [4, 3, 3], sync_batchnorm=True)
+    assert ranks.rows(0) == ranks.rows(1)
+    for k in range(3):
+        a, b = (saved(trainer, f"task_{k}")["state_dict"] for trainer in (one, two))
+        assert a["head.norm.num_batches_tracked"] > 3 * k
+        for name, value in a.items():
+            assert close(value, b[name]), (k, name)
+    assert equal(results(one)["matrix"], results(two)["matrix"])
 
 
 def equal(one: Any, two: Any) -> bool:
