@@ -127,7 +127,7 @@ class Runs:
         return make_table(self.groups, scenario, self.published)
 
     def record_table(self, scenario: Scenario = "class_il") -> Table | None:
-        """Recency bias, min-ACC, WC-ACC and stability gap, as far as records have them; `None` without any."""
+        """Recency bias, AF by class, min-ACC, WC-ACC and stability gap, as far as there are records; `None` without."""
         return make_record_table(self.groups, scenario)
 
     def multilabel_table(self) -> Table | None:

@@ -21,7 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_cil.metrics.confusion import RECENCY_FORMULA, recency_bias
+from lightning_cil.metrics.confusion import (
+    CLASS_FORGETTING_FORMULA,
+    RECENCY_FORMULA,
+    class_forgetting,
+    per_class_accuracy,
+    recency_bias,
+)
 from lightning_cil.metrics.continual import (
     CONTINUAL_FORMULAS,
     Measurement,
@@ -36,7 +42,8 @@ from lightning_cil.types import Scenario
 FOLDER = "records"
 NO_PREDICTIONS = "no records/task_<k>.npz (PredictionRecords)"
 NO_CURVE = "no records/continual.json (ContinualEvaluation)"
-RECORD_FORMULAS = {"recency": RECENCY_FORMULA, **CONTINUAL_FORMULAS}
+PREDICTED = {"recency": RECENCY_FORMULA, "class AF": CLASS_FORGETTING_FORMULA}
+RECORD_FORMULAS = {**PREDICTED, **CONTINUAL_FORMULAS}
 """One line for each score that records give."""
 
 
@@ -196,12 +203,12 @@ def record_scores(group: Group, scenario: Scenario) -> dict[str, Stat]:
     stats = {}
     for name in RECORD_FORMULAS:
         values = [scores[name] for scores in found]
-        reason = NO_PREDICTIONS if name == "recency" else NO_CURVE
+        reason = NO_PREDICTIONS if name in PREDICTED else NO_CURVE
         if name == "recency" and scenario == "task_il":
             reason = "not defined in Task-IL: other tasks' classes cannot be predicted"
         elif group.first.tasks_done < 2:
             reason = "needs two tasks"
-        elif name != "recency" and None in values:
+        elif name not in PREDICTED and None in values:
             curves = [curve_of(run, scenario) for run, value in zip(group.runs, values, strict=True) if value is None]
             if all(curve is not None for curve in curves):
                 reason = _unmeasured(curves[0] or [], group.first.tasks_done)
@@ -226,6 +233,10 @@ def _scores_of(run: Run, scenario: Scenario) -> dict[str, float | None]:
     predictions = predictions_of(run) if scenario == "class_il" else None
     if predictions is not None:
         scores["recency"] = recency_bias(*predictions, run.task_sizes, run.tasks_done - 1)
+    each = [predictions_of(run, scenario, task + 1) for task in range(run.tasks_done)]
+    known = [per_class_accuracy(*found, sum(run.task_sizes)) for found in each if found is not None]
+    if len(known) == run.tasks_done:
+        scores["class AF"] = class_forgetting(known, run.task_sizes[: run.tasks_done])
     curve = curve_of(run, scenario)
     if curve is not None:
         measurements = [measurement for _, measurement in curve]

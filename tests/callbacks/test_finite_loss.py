@@ -1,7 +1,10 @@
 """`FiniteLoss`: where it stops, what it says, and that no bad checkpoint is ever written."""
 
+import contextlib
 import json
+import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +18,12 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_cil.__main__ import main
 from lightning_cil.callbacks import FiniteLoss, NonFiniteError, StreamCheckpoint
 from lightning_cil.callbacks.finite_loss import takes_argument
 from lightning_cil.methods import FineTune
 from tests.conftest import RunCli
-from tests.resume.conftest import Runs, output
+from tests.ranks import run_ranks
 from tests.streams import fit, make
 
 ROOT = Path(__file__).parents[2]
@@ -205,16 +209,25 @@ class OneRank(FineTune):
 """
 
 
-def test_all_ranks_stop_for_a_loss_that_is_bad_on_one(runs: Runs, tmp_path: Path) -> None:
+def test_all_ranks_stop_for_a_loss_that_is_bad_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one_rank.py").write_text(RANK_1_GOES_BAD)
+    monkeypatch.chdir(tmp_path)
     command = [
         "fit", "--config", str(ROOT / "examples" / "quickstart.yaml"),
         "--model", "one_rank.OneRank", "--model.epochs", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp",
         "--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.callbacks", "null",
     ]  # fmt: skip
-    assert runs(None, tmp_path, module="lightning_cil", argv=command) == 1, output(tmp_path)
-    assert "The loss became nan at batch 2 of epoch 1/1, task 2/5" in output(tmp_path)
-    assert "Traceback" not in output(tmp_path)
+
+    def run() -> None:
+        with Path(f"said_{os.environ['RANK']}").open("w") as file, contextlib.redirect_stderr(file):
+            code = main(command)
+        sys.exit(code)
+
+    assert [code for code, _ in run_ranks(run, tmp_path)] == [1, 1]
+    first, second = ((tmp_path / f"said_{rank}").read_text() for rank in (0, 1))
+    assert "The loss became nan at batch 2 of epoch 1/1, task 2/5" in first
+    assert "The loss became" not in second  # one message
+    assert "Traceback" not in first + second
     last = saved(tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt")
     assert all(v.isfinite().all() for v in last["state_dict"].values())
 
