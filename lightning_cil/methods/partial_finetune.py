@@ -7,6 +7,7 @@ which part, the learning rate and the epochs are our choices. Memory: none.
 | term | function |
 |---|---|
 | cross-entropy over the classes seen | `MultimodalModule.cross_entropy` |
+| AudioCLIP's term for the wavelets, where they are trained | `FBSP.norm_loss` |
 """
 
 import torch
@@ -33,9 +34,14 @@ class PartialFineTune(MultimodalModule):
             tower's last layer; `audio`: the audio tower, as AudioCLIP's own partial training; `image`; `text`; `all`;
             or patterns of the towers' parameter names.
         first_task_scope: The same in the first task; for towers that start from random values.
+        filter_norm_weight: Of the squared distance of the front end's wavelets from norm 1 while they are trained, at
+            least 0; AudioCLIP adds it with weight 1.
         ce_scope: Classes of the softmax: `seen`: all so far; `new`: the current task's.
         cache_audio: See `MultimodalModule`.
         scores: See `MultimodalModule`.
+
+    Raises:
+        ValueError: For a negative weight.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class PartialFineTune(MultimodalModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         scope: Scope = "last_block",
         first_task_scope: Scope | None = None,
+        filter_norm_weight: float = 1.0,
         ce_scope: CeScope = "seen",
         cache_audio: bool = True,
         scores: ScoreOptions | None = None,
@@ -68,9 +75,15 @@ class PartialFineTune(MultimodalModule):
             cache_audio=cache_audio,
             scores=scores,
         )
+        if filter_norm_weight < 0:
+            raise ValueError(f"`filter_norm_weight={filter_norm_weight}`: expected at least 0; AudioCLIP has 1.")
+        self.filter_norm_weight = filter_norm_weight
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy on the current task."""
         loss = self.cross_entropy(batch)
+        fbsp = self.backbone.audio.fbsp if self.backbone.audio.front_end == "fbsp" else None
+        if self.filter_norm_weight and fbsp is not None and any(p.requires_grad for p in fbsp.parameters()):
+            loss = loss + self.filter_norm_weight * fbsp.norm_loss()
         self.log_terms(loss=loss)
         return loss

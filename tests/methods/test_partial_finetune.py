@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_cil.callbacks import StreamCallback
+from lightning_cil.data.splits import make_tasks
 from lightning_cil.methods import MMICaRL, PartialFineTune
 from lightning_cil.methods._multimodal import ScoreOptions
 from tests.streams import fit, results, spoken
@@ -30,6 +31,30 @@ def test_the_scope_is_trained_and_nothing_else(scope: Any, parts: tuple[str, ...
     assert all(name.startswith(parts) for name in changed)
     assert {part for part in parts if any(name.startswith(part) for name in changed)} == set(parts)
     assert results(trainer)["multimodal"]["M1"] is not None
+
+
+def test_wavelets_in_training_are_kept_near_norm_1() -> None:
+    losses = []
+    for scope in ("audio", "last_block"):
+        for weight in (0.0, 2.0):
+            torch.manual_seed(0)
+            module = PartialFineTune(towers="tiny", scope=scope, filter_norm_weight=weight)
+            with torch.no_grad():
+                module.backbone.audio.fbsp.fb *= 0.5
+            tasks = make_tasks([2])
+            module.begin_stream(tasks, 0)
+            module.class_names = ["zero", "one"]
+            module.grow_to(tasks[0])
+            module.begin_stage(tasks[0], module.stages(tasks[0])[0])
+            module.log_terms = lambda **terms: None
+            generator = torch.Generator().manual_seed(1)
+            image, wave = torch.randn(2, 3, 16, 16, generator=generator), torch.rand(2, 1, 400, generator=generator)
+            loss = module.training_step({"image": image, "audio": wave, "target": torch.tensor([0, 1])}, 0)
+            losses.append(loss.item())
+    norm = module.backbone.audio.fbsp.norm_loss().item()
+    assert norm > 0.01
+    assert losses[1] - losses[0] == pytest.approx(2 * norm, rel=1e-3)
+    assert losses[3] == losses[2]  # frozen
 
 
 class Ahead(StreamCallback):
