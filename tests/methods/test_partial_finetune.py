@@ -108,10 +108,10 @@ class Ahead(StreamCallback):
 
 
 def test_the_forward_transfer_of_gem_is_what_the_first_task_gave_to_the_second(tmp_path: Path) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     scores, ahead = ScoreOptions(forward="gem"), Ahead()
-    options: dict[str, Any] = {"towers": "tiny", "scope": "image", "scores": scores}
-    module = PartialFineTune(**options, epochs=2, optimizer=partial(torch.optim.SGD, lr=0.02))
+    options: dict[str, Any] = {"towers": "tiny", "scope": ["image.*", "text.*"], "scores": scores}
+    module = PartialFineTune(**options, epochs=2, optimizer=partial(torch.optim.Adam, lr=0.03))
     found = results(fit(tmp_path / "run", module, spoken(tmp_path / "fsdd"), [ahead]))["multimodal"]
     (_, untrained), (_, later) = ahead.found
     assert later != untrained
