@@ -46,7 +46,8 @@ CeScope = Literal["seen", "new"]
 Scope = str | Sequence[str]
 """`none`, `all`, `last_block`, `image`, `text`, `audio`, or patterns of parameter names of the towers."""
 
-ONE_TEMPLATE = Prompts(templates=["{}."])
+ONE_TEMPLATE = Prompts(templates=["{}"])
+"""The bare name, as AudioCLIP scores sounds."""
 
 
 @dataclass(frozen=True)
