@@ -249,8 +249,10 @@ class ReplayBuffer(StreamCallback):
         return image
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing has been read ahead for this fit."""
+        """Nothing has been read ahead for this fit; a reservoir without a size is refused."""
         self._ahead = {}
+        if self.selection == "reservoir":
+            self._capacity(trainer)
 
     # ------------------------------------------------------------------ filling
 

@@ -100,7 +100,6 @@ class MLPODNet(MultiLabelModule):
         self.replay_labels = replay_labels
         self.asymmetric_loss = asymmetric_loss(reduction, gamma_negative, gamma_positive, clip)
         self._truth: Tensor | None = None
-        self._first_of_task: Tensor | None = None
 
     def required_callbacks(self) -> list[Callback]:
         """The memory, and the old model with its maps."""
@@ -111,7 +110,6 @@ class MLPODNet(MultiLabelModule):
         if self.replay_labels == "leaky_krt":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             self._truth = data.hidden_labels(torch.arange(len(data.split("train")))).to(self.device)
-            self._first_of_task = torch.tensor([task.first_class for task in self.tasks], device=self.device)
 
     def teacher_outputs(self, image: Tensor) -> dict[str, Tensor]:
         """Logits `[B, seen]` of images, their features `[B, dim]`, and the maps of all stages, `map0` first."""
@@ -155,11 +153,11 @@ class MLPODNet(MultiLabelModule):
 
     def _replay_target(self, batch: Batch) -> Tensor:
         """Labels `[R, C]` of the exemplars; 0 where there is none."""
-        if self._truth is None or self._first_of_task is None:
+        if self._truth is None:
             return batch["replay_target"]
         truth = self._truth[batch["replay_index"]]
         columns = torch.arange(truth.shape[1], device=truth.device)
-        return truth & (columns >= self._first_of_task[batch["replay_task"]].unsqueeze(1))
+        return truth & (columns >= self._first_class[batch["replay_task"]].unsqueeze(1))
 
 
 def _with_replay(entries: dict[str, Any], key: str) -> Tensor:

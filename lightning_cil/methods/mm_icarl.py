@@ -189,7 +189,9 @@ class MMICaRL(MultimodalModule):
         nme = self.classifier == "nme"
         other = super().classify(features) if nme else self.exemplar_means.scores(self, features)
         self._other = {self.other_classifier: self.labels_of(other, batch)}
-        return self.labels_of(self.classify(features), batch)
+        scores = self.classify(features)
+        self.count_candidates(scores, batch)
+        return self.labels_of(scores, batch)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Count correct predictions of a batch; those of the other classifier are returned under its name."""

@@ -30,6 +30,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_cil._random import fold_seed
+from lightning_cil._transfer import to_device
 from lightning_cil.callbacks import Teacher
 from lightning_cil.callbacks.features import extract_features
 from lightning_cil.callbacks.stream_state import stream_state
@@ -82,14 +83,10 @@ class TOPIC(MultimodalModule):
 
     Attributes:
         gas: The graph.
-        anchor_features: float `[nodes, dim]` (buffer): features of the nodes' samples when the last task ended, for
-            `anchor_target='features'`.
 
     Raises:
         ValueError: For numbers out of range or unknown options.
     """  # noqa: E501
-
-    anchor_features: Tensor
 
     def __init__(
         self,
@@ -173,7 +170,7 @@ class TOPIC(MultimodalModule):
             ranking=gas_ranking,
         )
         self.gas.precision(anchor_precision, variance_floor)  # refuse an unknown one now
-        self.register_buffer("anchor_features", torch.empty(0, dim))
+        self._samples = self.gas.samples
 
     def required_callbacks(self) -> list[Callback]:
         """The old model, if there is distillation."""
@@ -186,7 +183,6 @@ class TOPIC(MultimodalModule):
         super().begin_stream(tasks, seed)
         if not self.head.num_classes:
             self.gas.clear()
-            self.anchor_features = self.anchor_features[:0]
 
     def stages(self, task: Task) -> list[Stage]:
         """See `MultimodalModule.stages`; later tasks train the centroids of their nodes, too."""
@@ -221,7 +217,7 @@ class TOPIC(MultimodalModule):
             trainer: Any = self.trainer
             every, position = torch.unique(self.gas.samples.cpu(), return_inverse=True)  # sorted, as what comes back is
             found, _ = extract_features(trainer, self, trainer.datamodule.eval_loader(every))
-            self.anchor_features = F.normalize(found[position], dim=1).to(self.device)
+            self.gas.sample_features = F.normalize(found[position], dim=1).to(self.device)
         super().on_task_end(task)
 
     def _seen(self, task: Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,6 +239,11 @@ class TOPIC(MultimodalModule):
 
     # ------------------------------------------------------------------ training
 
+    def on_train_start(self) -> None:
+        """See `MultimodalModule.on_train_start`; indices of the nodes' samples are read on the CPU."""
+        super().on_train_start()
+        self._samples = self.gas.samples.cpu()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """CE + λ₁ L_AL + λ₂ L_MML, and distillation if it has a weight."""
         assert self.task is not None
@@ -252,8 +253,7 @@ class TOPIC(MultimodalModule):
         if not self.task.is_first and self.gas.num_nodes:
             features = F.normalize(fused.float(), dim=1)
             with torch.autocast(features.device.type, enabled=False):
-                anchors = self._anchors()
-                terms["anchor"] = self.anchor_weight * self._anchor_loss(anchors)
+                terms["anchor"] = self.anchor_weight * self._anchor_loss(self._anchors())
                 parts = min_max_terms(
                     features,
                     batch["target"],
@@ -275,22 +275,23 @@ class TOPIC(MultimodalModule):
         return self.trainer.world_size if self._trainer is not None else 1
 
     def _anchors(self) -> Tensor:
-        """This rank's share of the nodes drawn for the step, long `[A]`."""
+        """This rank's share of the nodes drawn for the step, long `[A]`, on the CPU."""
         trainer: Any = self.trainer
         size = min(self.anchors_per_step, max(1, self.gas.num_nodes // trainer.world_size))
         step = trainer.fit_loop.total_batch_idx
         rows = draw_rows(self.gas.num_nodes, size * trainer.world_size, self._seed(self.tasks[0], 2), step)
-        return rows[trainer.global_rank * size : (trainer.global_rank + 1) * size].to(self.device)
+        return rows[trainer.global_rank * size : (trainer.global_rank + 1) * size]
 
     def _anchor_loss(self, rows: Tensor) -> Tensor:
         """L_AL of all nodes, estimated from some."""
         trainer: Any = self.trainer
         datamodule = trainer.datamodule
-        index = self.gas.samples[rows]
-        image = datamodule.transform(datamodule.stored_images(index).to(self.device))
+        index = self._samples[rows]
+        image = datamodule.transform(to_device(datamodule.stored_images(index), self.device))
+        index, rows = to_device(index, self.device), to_device(rows, self.device)
         anchors: Any = {"replay_image": image, "replay_index": index}
         features = F.normalize(self.features(*self.inputs(anchors, "replay_")).float(), dim=1)
-        where = self.gas.centroids if self.anchor_target == "centroid" else self.anchor_features
+        where = self.gas.centroids if self.anchor_target == "centroid" else self.gas.sample_features
         precision = self.gas.precision(self.anchor_precision, self.variance_floor)[rows]
         return anchor_loss(features, where[rows], precision) * (self.gas.num_nodes / max(len(rows), 1))
 

@@ -45,6 +45,7 @@ class NeuralGas(nn.Module):
         variances: float `[nodes, dim]`, of the samples nearest to a node.
         labels: long `[all]`, class of each node, of those in training, too.
         samples: long `[nodes]`, index of the training sample nearest to each.
+        sample_features: float `[nodes, dim]`, features of these samples, where somebody has noted them; else empty.
         ages: long `[all, all]`, of the edges, symmetric; -1: none.
         fresh: Parameter `[new, dim]`, centroids of the nodes in training; they come after those at rest.
 
@@ -56,6 +57,7 @@ class NeuralGas(nn.Module):
     variances: Tensor
     labels: Tensor
     samples: Tensor
+    sample_features: Tensor
     ages: Tensor
     fresh: nn.Parameter
 
@@ -83,7 +85,7 @@ class NeuralGas(nn.Module):
         self.lifetime = lifetime
         self.passes = passes
         self.ranking: Ranking = ranking
-        for name in ("centroids", "variances"):
+        for name in ("centroids", "variances", "sample_features"):
             self.register_buffer(name, torch.empty(0, dim))
         for name in ("labels", "samples"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64))
@@ -96,7 +98,7 @@ class NeuralGas(nn.Module):
 
     def keep(self, num_nodes: int) -> None:
         """Forget all nodes but the first, those in training among them."""
-        for name in ("centroids", "variances", "labels", "samples"):
+        for name in ("centroids", "variances", "labels", "samples", "sample_features"):
             setattr(self, name, getattr(self, name)[:num_nodes])
         self.ages = self.ages[:num_nodes, :num_nodes]
         self._set_fresh(self.fresh[:0])
@@ -233,7 +235,7 @@ class NeuralGas(nn.Module):
         self.fresh = nn.Parameter(values.detach().clone(), requires_grad=self.fresh.requires_grad)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:
-        for name in ("centroids", "variances", "labels", "samples", "ages"):
+        for name in ("centroids", "variances", "labels", "samples", "sample_features", "ages"):
             if (stored := state_dict.get(f"{prefix}{name}")) is not None:
                 setattr(self, name, torch.empty_like(stored, device=self.centroids.device))
         if (stored := state_dict.get(f"{prefix}fresh")) is not None:

@@ -90,16 +90,19 @@ def draw_similarity(run: Run, after: int | None = None) -> "Figure":
     shown = {when: similarities(found, sum(sizes)) for when, found in _moments(run, done).items()}
     low, high = (f(np.concatenate([t.ravel() for row in shown.values() for t in row.values()])) for f in _ENDS)
     columns = max(map(len, shown.values()))
-    fig, axes = new_figure(len(shown), columns, PANEL * columns + 0.8, PANEL * len(shown) + 0.3)
+    fig, axes = new_figure(len(shown), columns, PANEL * columns + 2.0, (PANEL + 0.2) * len(shown) + 1.2)
     image: Any = None
     for line, (when, row) in zip(axes, shown.items(), strict=True):
         for ax, (name, table) in zip(line, row.items(), strict=True):
             image = ax.imshow(table, vmin=low, vmax=high, cmap=COLOURS, interpolation="nearest")
             task_borders(ax, sizes, horizontal=True)
             class_ticks(ax, _names(run, sum(sizes)), both=True)
+            ax.tick_params(labelbottom=ax in axes[-1], labelleft=ax in axes[:, 0])
             ax.set_title(f"{name}, {when}\nown class − others: {_short(margin(table))}", fontsize=9)
-            ax.set_xlabel("class of the prototype")
-            ax.set_ylabel("class of the sample")
+    for ax in axes[-1]:
+        ax.set_xlabel("class of the prototype")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("class of the sample")
     fig.colorbar(image, ax=list(axes.flat), label="mean cosine (no unit)", shrink=0.7)
     return fig
 

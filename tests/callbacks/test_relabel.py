@@ -370,6 +370,13 @@ def test_the_order_of_callbacks_in_a_stock_fit_is_checked() -> None:
         stock(Net(), [OnlineRelabel()], [0, 1], 0)
 
 
+def test_a_reservoir_without_a_size_is_refused_before_a_stock_fit_trains() -> None:
+    net = Net()
+    with pytest.raises(ValueError, match=r"`per_class=4` .* the number of classes is not known; expected `total`"):
+        stock(net, [ReplayBuffer(per_class=4), OnlineRelabel(), Teacher()], [0, 1], 0)
+    assert net.batches == []
+
+
 def test_labels_that_cannot_be_unknown_are_refused_in_a_stock_fit() -> None:
     class Classes(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

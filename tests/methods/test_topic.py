@@ -58,7 +58,7 @@ def literal(module: TOPIC, data: SpokenDigits, batch: Any) -> torch.Tensor:
         weight = 1 / (gas.variances[j] + module.variance_floor)
         if module.anchor_precision == "relative":
             weight = weight / weight.mean()
-        where = gas.centroids[j] if module.anchor_target == "centroid" else module.anchor_features[j]
+        where = gas.centroids[j] if module.anchor_target == "centroid" else module.gas.sample_features[j]
         total += module.anchor_weight * (weight * (feature - where) ** 2).sum()
     features = F.normalize(module.features(*module.inputs(batch)), dim=1)
     terms = min_max_terms(features, batch["target"], gas.positions(), gas.labels, gas.linked, margin=module.margin)

@@ -207,7 +207,7 @@ figures: {fig1: {title: Confusion, draw: confusion, tables: [table1], protocols:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("2 tasks", "two tasks", "`protocols.two.task_sizes` is 'two tasks', expected 10×10, "),
+        ("2 tasks", "two tasks", "`protocols.two.task_sizes` is 'two tasks', expected 10×10 or "),
         ("[5, 20]", "[5]", r"\(iCaRL\) has 1 budgets, expected one, or 2"),
         ("after: 2", "after: 0", "`figures.fig1` has `after: 0`, expected a number of tasks"),
         ("draw: confusion", "draw: curves", "`figures.fig1` has `after: 2`, expected .* a figure of similarity, "),
@@ -249,6 +249,11 @@ def runs(trained: tuple[IncrementalTrainer, Run]) -> Runs:
     return load_runs(trained[1].folder)
 
 
+def arrays(run: Run, name: str) -> dict[str, Any]:
+    with np.load(run.folder / "records" / name) as file:
+        return dict(file)
+
+
 def unit(table: Any) -> Any:
     return table / np.linalg.norm(table, axis=-1, keepdims=True)
 
@@ -260,7 +265,7 @@ def test_records_are_what_the_method_makes_of_the_samples(trained: tuple[Increme
     found = modalities_of(run)
     assert found is not None
     assert found.audio is not None
-    file = np.load(run.folder / "records" / "features_task_1.npz")
+    file = arrays(run, "features_task_1.npz")
     index = torch.tensor(file["index"], dtype=torch.int64)
     split = trainer.datamodule.split("test")
     image = trainer.datamodule.transform(split.stored(index))
@@ -300,7 +305,10 @@ def test_the_heat_map_has_mean_cosines(trained: tuple[IncrementalTrainer, Run]) 
     assert multimodal_figures.margin(shown) == pytest.approx(own - others)
     assert len({image.get_clim() for ax in panels for image in ax.images}) == 1  # one scale
     assert figure.axes[-1].get_ylabel() == "mean cosine (no unit)"
-    assert [t.get_text() for t in panels[5].get_yticklabels()] == run.results["class_names"][:5]
+    assert [t.get_text() for t in panels[3].get_yticklabels()] == run.results["class_names"][:5]
+    assert [t.get_text() for t in panels[5].get_xticklabels()] == run.results["class_names"][:5]
+    assert [ax.get_ylabel() for ax in panels] == ["class of the sample", "", ""] * 2
+    assert [ax.get_xlabel() for ax in panels] == [""] * 3 + ["class of the prototype"] * 3
 
 
 def test_a_class_without_samples_is_no_number() -> None:
@@ -337,7 +345,7 @@ def test_visual_features_before_and_after(trained: tuple[IncrementalTrainer, Run
 
 def test_confusion_after_a_task_has_the_classes_seen_by_then(trained: tuple[IncrementalTrainer, Run]) -> None:
     _, run = trained
-    file = np.load(run.folder / "records" / "task_0.npz")
+    file = arrays(run, "task_0.npz")
     figure = multimodal_figures.draw_stage_confusion(Group("ours", (run,)), 1)
     shown = np.asarray(figure.axes[0].images[0].get_array())
     assert shown.shape == (5, 5)
@@ -396,7 +404,6 @@ def test_foreign_records_are_named(
     _, run = trained
     name = "features_task_1.npz"
     (tmp_path / "records").mkdir()
-    arrays = dict(np.load(run.folder / "records" / name))
-    np.savez(tmp_path / "records" / name, **{**arrays, **change})
+    np.savez(tmp_path / "records" / name, **{**arrays(run, name), **change})
     with pytest.raises(ValueError, match=name):
         modalities_of(Run(tmp_path / "results.json", run.results))

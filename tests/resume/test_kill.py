@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.formats import write_image_folder
+from tests.data.formats import write_fsdd, write_image_folder
 from tests.resume.conftest import Runs, left_behind, output, points
 
 SEED = int(os.environ.get("KILL_SEED", 0)) or int.from_bytes(os.urandom(4), "big")
@@ -134,6 +134,13 @@ def test_decoding_processes_make_no_difference(runs: Runs, tmp_path: Path, worke
     wanted = ["batch start 0", "batch end 1", "batch end 2", "epoch end", "task end 1", "test batch after task 0"]
     wanted += ["half of last.ckpt", "task_0.ckpt named"]
     kill_and_go_on(runs, {**case, "workers": workers}, tmp_path, wanted, 4)
+
+
+@pytest.mark.parametrize("name", ["multimodal", "mm_icarl", "topic"])
+def test_experts_exemplars_with_sounds_and_nodes_come_back(runs: Runs, tmp_path: Path, name: str) -> None:
+    write_fsdd(tmp_path / "sounds")
+    case = {"name": name, "sounds": str(tmp_path / "sounds"), "checkpoint": {"every_n_train_steps": 1}}
+    kill_and_go_on(runs, case, tmp_path, ["batch start 2"], 0)  # only the second task has a third batch
 
 
 def test_two_processes_that_are_killed_go_on_exactly(runs: Runs, tmp_path: Path) -> None:

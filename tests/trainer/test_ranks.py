@@ -18,6 +18,7 @@ from lightning_cil.methods import (
     ER,
     MEMO,
     NFL,
+    TOPIC,
     Coil,
     DERPlusPlus,
     FineTune,
@@ -26,13 +27,14 @@ from lightning_cil.methods import (
     LwF,
     MLDERPlusPlus,
     MLPODNet,
+    MMICaRL,
     NFLPlus,
     RebLL,
 )
 from lightning_cil.networks import Backbone
 from tests.data import formats
 from tests.resume.cases import NETWORKS
-from tests.streams import ROUND, fit, make, results, weights_hash
+from tests.streams import ROUND, fit, make, results, spoken, weights_hash
 
 RANKS = {"devices": 2, "strategy": "ddp_fork"}
 
@@ -76,6 +78,8 @@ def both(
         module = method()
         if module.label_kind == "multi":
             data = MultiLabelDigits(train_images=200, test_images=60, sizes=sizes, batch_size=size)
+        elif isinstance(module, MMICaRL | TOPIC):
+            data = spoken(root / "sounds", sizes=sizes, num_tasks=None, batch_size=size)
         else:
             data = SplitDigits(sizes=sizes, batch_size=size)
         found.append((fit(root / name, module, data, [*callbacks(), *extra], **more, **options), module))
@@ -88,6 +92,13 @@ PHASES: dict[str, Any] = {  # SGD: Adam makes much of the last digits of small g
     "autoencoder_optimizer": partial(torch.optim.SGD, lr=0.001),
     "gamma_optimizer": partial(torch.optim.SGD, lr=0.001),
 }
+
+
+def on_towers(method: Any, **options: Any) -> IncrementalModule:
+    torch.manual_seed(3)
+    scope = ["image.proj", "text.text_projection"]
+    return method(towers="tiny", scope=scope, epochs=1, optimizer=partial(torch.optim.SGD, lr=0.01), **options)
+
 
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "ER": (lambda: make(ER), lambda: [ReplayBuffer(total=50)], {}),
@@ -128,6 +139,8 @@ CASES |= {
     if kind not in (CSC, MLPODNet)
 }
 CASES["CSC"] = (lambda: make(CSC, graph_width=16, graph_norm="layer"), list, {})
+CASES["MMICaRL"] = (lambda: on_towers(MMICaRL), list, {})
+CASES["TOPIC"] = (lambda: on_towers(TOPIC, num_nodes=8, new_nodes=8, anchors_per_step=100), list, {})
 CASES["MLPODNet"] = (lambda: make(MLPODNet), lambda: [ReplayBuffer(per_class=4, repeat=False)], {})
 
 
