@@ -241,6 +241,16 @@ def test_changelog_starts_with_unreleased_changes_and_then_this_version():
     assert headings[1:2] in ([], [project_version()])
 
 
+def test_changelog_has_nothing_twice():
+    """Merges that keep both sides leave an entry, or its last lines, behind."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    starts = [entry[:35] for entry in re.split(r"^- ", text, flags=re.MULTILINE)[1:]]
+    lines = [line for line in text.splitlines() if line.startswith("  ")]
+    assert [s for s in set(starts) if starts.count(s) > 1] == []
+    assert [s for s in set(lines) if lines.count(s) > 1] == []
+    assert max(map(len, text.splitlines())) <= 125
+
+
 def test_no_file_names_a_path_of_one_machine():
     own_path = re.compile(r"(?<![\w.~$}\])-])/(?:work|tmp|root|home)/\w")
     found = []

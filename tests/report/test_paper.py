@@ -220,7 +220,7 @@ def test_a_file_of_ones_own_tells_cells_apart_by_settings(tmp_path: Path) -> Non
     [
         ("title: A paper\n", "", "the file has the keys source, .*'title' is missing or unknown"),
         ("config: er}", "conf: er}", "`methods.ER` has the keys class, conf; 'config' is missing or unknown"),
-        ("2×2", "2x2", "`protocols.two.task_sizes` is '2x2', expected 10×10 or "),
+        ("2×2", "2x2", "`protocols.two.task_sizes` is '2x2', expected 10×10, "),
         ("protocols: [two]", "protocols: [three]", "`tables.table1` names 'three', expected one of two"),
         ("class_il", "cil", "`tables.table1` names 'cil', expected one of class_il, task_il"),
         ("unit: percent", "unit: per cent", "names 'per cent', expected one of percent, fraction, ratio"),

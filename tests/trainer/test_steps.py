@@ -159,6 +159,7 @@ class Calls(Callback):
             self.callbacks.append(len(trainer.callbacks))
 
 
+@pytest.mark.filterwarnings("ignore:LwF uses no exemplars")  # with a teacher and a memory, whoever uses them
 def test_a_step_of_the_last_task_does_what_the_second_ones_does(tmp_path: Path) -> None:
     """Ten tasks of one class: no call, no module and no callback more."""
     calls = Calls()
