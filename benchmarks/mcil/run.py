@@ -4,12 +4,11 @@
     python benchmarks/mcil/run.py STREAM OUT --table
 
 STREAM is `esc19_t3`, `esc19_t6` (folders `ESC-50` and `imagenet_esc` of PACKS) or `digits` (`fsdd`); FOLDER has what
-`pretrain.py` wrote: `small.pt`, `audio_esc.pt` and `audio_digits.pt`, the sounds of the other stream each time. A run that is already in OUT is not repeated; one that was cut off starts anew. `--table` prints
-what has finished.
+`pretrain.py` wrote: `small.pt`, `audio_esc.pt` and `audio_digits.pt`, of which a stream takes the sounds of the other
+one. A run that is already in OUT is not repeated; one that was cut off starts anew. `--table` prints what has finished.
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import sys
