@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
@@ -65,8 +67,33 @@ PRIVATE_NAMES = {
     ],
     "model_parallel_strategy": ["_tensor_parallel_size"],
     "subprocess_launcher": ["procs"],
+    "subprocess_script": ["_launch_process_observer"],
+    "process_observer": ["_run"],
 }
 """Checked by the contract test: owner -> attributes."""
+
+
+@contextmanager
+def process_observer(wanted: Callable[[], bool]) -> Iterator[None]:
+    """Inside, Lightning's watch over the processes that `ddp` starts is one that looks only while it is wanted.
+
+    It kills rank 0 within five seconds and leaves no time for a message.
+    """
+
+    class Observer(_ChildProcessObserver):
+        def _run(self) -> bool:
+            return super()._run() if wanted() else False
+
+    def launch(child_processes: Any) -> None:
+        Observer(os.getpid(), child_processes).start()
+
+    own = vars(subprocess_script)
+    previous = own["_launch_process_observer"]
+    own["_launch_process_observer"] = launch
+    try:
+        yield
+    finally:
+        own["_launch_process_observer"] = previous
 
 
 def select_checkpoint(trainer: Trainer, ckpt_path: Any) -> Any:

@@ -235,6 +235,12 @@ class StreamDriver:
                 callbacks.insert(position, needed)
                 replay_before_teacher(callbacks)
                 rank_zero_info(f"{type(self.module).__name__} needs a {type(needed).__name__}: added {needed}")
+        if ReplayBuffer in parts and not self.module.uses_exemplars and self.module.label_kind == "single":
+            rank_zero_warn(
+                f"{type(self.module).__name__} uses no exemplars: those of the callback `ReplayBuffer` are stored and "
+                "counted, and change nothing. Take it out (on the command line `--trainer.callbacks null`), or choose "
+                "a method that replays, such as `ER`."
+            )
 
     def _equalise_buffers(self) -> None:
         """DDP sends rank 0's BatchNorm statistics before each step, so that ranks differ after the last one."""

@@ -118,13 +118,15 @@ def launching(trainer: Trainer) -> Iterator[None]:
     if kind == "subprocess":
         os.environ[LAUNCHER_PID] = str(os.getpid())
         _launchers[:] = [trainer.strategy.launcher]
+        _watching.append(done)
     if _launchers:
         _start(_watch_children, done)
     elif LAUNCHER_PID in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         _start(_watch_parent, int(os.environ[LAUNCHER_PID]), trainer.global_rank, done)
     try:
-        with functions_by_value(), _forwarding(kind):
+        with functions_by_value(), _forwarding(kind), _compat.process_observer(lambda: not _watching):
             yield
+        _watching[:] = [run for run in _watching if run is not done]  # after an error it stays, for a message
     except (ProcessExitedException, ProcessRaisedException) as error:
         if isinstance(error, ProcessExitedException) and error.exit_code in STOPPED:  # it has said so
             raise SystemExit(error.exit_code) from None
@@ -170,6 +172,9 @@ def _forwarding(kind: str) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, previous)
 
+
+_watching: list[threading.Event] = []
+"""Runs that this module watches over, so that Lightning need not."""
 
 _launchers: list[Any] = []
 """Rank 0: what started the other processes, which serve every trainer of the script."""

@@ -67,7 +67,8 @@ class IncrementalTrainer(Trainer):
         enable_model_summary: Whether Lightning prints a table of layers before every stage.
         num_sanity_val_steps: Validation batches before every stage.
         stop_after_task: Index of the task after which the run ends, ready to be resumed from its checkpoint.
-        evaluate_before_training: Whether the untrained network is scored (the row that forward transfer needs).
+        evaluate_before_training: Whether the untrained network is scored, with the very outputs that each task starts
+            from: the row that forward transfer needs. Without it FWT is undefined and says why.
         check_finite: Whether a loss that is NaN or infinite ends the run (`FiniteLoss`).
         **kwargs: All other arguments of the stock Trainer.
     """

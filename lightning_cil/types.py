@@ -214,6 +214,17 @@ class FeatureExtractor(Protocol):
 
 
 @runtime_checkable
+class ModalityFeatures(Protocol):
+    """What records of multimodal runs need of a module: features of each modality, and what they are compared with."""
+
+    def modality_features(self, batch: Batch) -> dict[str, Tensor]:
+        """Float `[B, dim]` each: `features` (fused), `visual`, and `audio` where sounds matter."""
+
+    def class_prototypes(self) -> Tensor:
+        """Float `[C, dim]`, of all the stream's classes."""
+
+
+@runtime_checkable
 class GrowingHead(Protocol):
     """What a module needs of a head."""
 

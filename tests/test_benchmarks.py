@@ -82,6 +82,18 @@ def test_runs_of_rebll_and_their_table(script, monkeypatch, tmp_path, capsys):
     ]
 
 
+def test_losses_on_fixed_features(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "rebll"))
+    loop = script("fixed_features")
+    torch.manual_seed(0)
+    z, y = torch.randn(5, 4), torch.rand(5, 4)
+    torch.testing.assert_close(loop.decayed(z, y, 2.0).mean(), positive_decay_bce(z, y, 2.0))
+    split = torch.randn(60, 6), torch.rand(60, 9) < 0.4
+    found = {name: loop.stream(split, split, 0, 2, **loop.VARIANTS[name]) for name in loop.VARIANTS}
+    assert len({tuple(scores.values()) for scores in found.values()}) == len(found)  # each changes something
+    assert all(0 <= value <= 100 for scores in found.values() for value in scores.values())
+
+
 @pytest.mark.parametrize("protocol", ["voc", "coco"])
 def test_configs_of_rebll_are_taken(script, monkeypatch, protocol, run_cli):
     monkeypatch.syspath_prepend(str(BENCHMARKS / "rebll"))

@@ -169,6 +169,7 @@ def test_debug_shows_the_traceback(run_cli: RunCli, tmp_path: Path) -> None:
     assert "Traceback" in err
 
 
+@pytest.mark.filterwarnings("ignore:Mine uses no exemplars")  # as FineTune
 def test_a_class_beside_the_config_is_found(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_at_hand.py").write_text("from lightning_cil.methods import FineTune\nclass Mine(FineTune): ...\n")
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
@@ -178,6 +179,7 @@ def test_a_class_beside_the_config_is_found(run_cli: RunCli, tmp_path: Path, mon
     assert code == 0, out + err
 
 
+@pytest.mark.filterwarnings("ignore:FineTune uses no exemplars")  # its memory stays in the config
 def test_going_on_with_another_method_is_said(run_cli: RunCli, tmp_path: Path) -> None:
     run = fit(run_cli, tmp_path, *FAST, "--model", "FineTune", "--stop_after_task", "0")
     with pytest.warns(UserWarning, match="was written by FineTune and goes on with ER"):

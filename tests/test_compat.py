@@ -1,12 +1,16 @@
 """Contract with Lightning: the private names that `_compat.py` uses are there and behave as it needs."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from lightning_cil import _compat
@@ -33,6 +37,8 @@ def owners(trainer: Trainer) -> dict[str, object]:
         "strategy": trainer.strategy,
         "model_parallel_strategy": ModelParallelStrategy(),
         "subprocess_launcher": _SubprocessScriptLauncher(LightningEnvironment(), 1, 1),
+        "subprocess_script": subprocess_script,
+        "process_observer": _ChildProcessObserver(0, []),
     }
 
 
@@ -90,3 +96,19 @@ def test_optimizers_come_back_after_a_checkpoint_without_them(trainer: Trainer) 
     with _compat.without_optimizers(trainer):
         assert trainer.optimizers == []
     assert trainer.optimizers == held
+
+
+def test_lightnings_own_observer_kills_only_while_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[_ChildProcessObserver] = []
+    killed: list[int] = []
+    monkeypatch.setattr(_ChildProcessObserver, "start", lambda self: started.append(self))
+    monkeypatch.setattr(_ChildProcessObserver, "_terminate_all", lambda self: killed.append(self._main_pid))
+    dead, wanted = SimpleNamespace(poll=lambda: -9, returncode=-9, pid=1), [False]
+    with _compat.process_observer(lambda: wanted[0]):
+        subprocess_script._launch_process_observer([dead])
+    (observer,) = started
+    assert (observer._run(), killed) == (False, [])  # looks again
+    wanted[0] = True
+    assert (observer._run(), killed) == (True, [os.getpid()])
+    subprocess_script._launch_process_observer([dead])
+    assert type(started[1]) is _ChildProcessObserver

@@ -296,6 +296,7 @@ def test_the_method_of_contributing_runs(tmp_path):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:FineTune uses no exemplars")  # the quickstart's memory stays in the config
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("method", "low", "high"), [("ER", 0.85, 1.0), ("FineTune", 0.0, 0.35)])
 def test_quickstart_remembers_with_replay_and_forgets_without(method, low, high, seed, run_cli, tmp_path):

@@ -27,7 +27,7 @@ def steps(**epochs: int) -> list[str]:
 
 
 FIRST = ("epochs=4", "weight_decay=0.0005", "lr_scheduler=lightning_cil.schedulers.FractionCosineLR")
-"""MEMO's first task is trained as the others."""
+"""The first task is trained as the others, where an example has settings of its own for it."""
 
 CELLS: dict[str, tuple[str, list[str]]] = {
     "LwF": ("baselines/methods/lwf", []),
@@ -36,7 +36,7 @@ CELLS: dict[str, tuple[str, list[str]]] = {
     "NFLPlus": ("nfl/methods/nfl_plus", [*steps(), "--model.autoencoder_epochs=4"]),
     "Joint": ("baselines/methods/joint", []),
     "ER": ("baselines/methods/er", []),
-    "ICaRL": ("nfl/methods/icarl", []),
+    "ICaRL": ("nfl/methods/icarl", [f"--model.first_{name}" for name in FIRST]),
     "DERPlusPlus": ("nfl/methods/derpp", []),
     "Coil": ("nfl/methods/coil", ["--model.solve_every=63"]),  # once an epoch
     "MEMO": ("nfl/methods/memo", [f"--model.first_{name}" for name in FIRST]),

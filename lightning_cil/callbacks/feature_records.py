@@ -1,7 +1,9 @@
 """`FeatureRecords`: the features of some test images after every task, for pictures of how they move (t-SNE).
 
 `records/features_task_<k>.npz` (`features_before.npz`: the untrained network) holds `index` (int32 `[N]`, position in
-the test split), `target` (int32 `[N]`, incremental label) and `features` (float16 `[N, dim]`).
+the test split), `target` (int32 `[N]`, incremental label) and `features` (float16 `[N, dim]`). Of a method with
+modalities `features` are the fused ones, and there are `visual`, `audio` (where sounds matter) and `prototypes`
+(float16 `[classes, dim]`), what they are compared with.
 """
 
 from pathlib import Path
@@ -17,11 +19,14 @@ from lightning_cil.callbacks.gather import gather_columns
 from lightning_cil.callbacks.records import record_name
 from lightning_cil.callbacks.results import replace_atomically
 from lightning_cil.report.records import FOLDER
-from lightning_cil.types import FeatureExtractor
+from lightning_cil.types import FeatureExtractor, ModalityFeatures
+
+NAMES = ("features", "visual", "audio")
+"""Arrays of features, in the order of the columns."""
 
 
 class FeatureRecords(StreamCallback):
-    """Keeps `module.features` of the same test images at every evaluation of a stream.
+    """Keeps `module.features` (or `modality_features`) of the same test images at every evaluation of a stream.
 
     | hook | effect |
     |---|---|
@@ -41,7 +46,7 @@ class FeatureRecords(StreamCallback):
             raise ValueError(f"`num_images={num_images}`: expected at least 1. To keep none, take the callback out.")
         self.num_images = num_images
         self._chosen = torch.empty(0, dtype=torch.int64)
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._parts: list[tuple[Tensor, ...]] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the images."""
@@ -75,18 +80,30 @@ class FeatureRecords(StreamCallback):
         if getattr(pl_module, "evaluation_row", None) is None:
             return
         chosen = torch.isin(batch["index"], self._chosen.to(batch["index"].device))
+        if not chosen.any():
+            return
+        part = {name: value[chosen] for name, value in batch.items() if isinstance(value, Tensor)}
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            features = pl_module.features(batch["image"][chosen])  # type: ignore[operator]
-        self._parts.append((batch["index"][chosen].cpu(), batch["target"][chosen].cpu(), features.cpu().half()))
+            found = (
+                pl_module.modality_features(part)  # type: ignore[arg-type]
+                if isinstance(pl_module, ModalityFeatures)
+                else {"features": pl_module.features(part["image"])}  # type: ignore[operator]
+            )
+        columns = [found[name].cpu().half() for name in NAMES if name in found]
+        self._parts.append((part["index"].cpu(), part["target"].cpu(), *columns))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the evaluation's file."""
         row, log_dir = getattr(pl_module, "evaluation_row", None), trainer.log_dir
         if row is None or log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        index, target, features = gather_columns(trainer, self._parts)
+        index, target, *features = gather_columns(trainer, self._parts)
         self._parts = []
         if trainer.is_global_zero:
+            arrays: dict[str, Any] = {name: column.numpy() for name, column in zip(NAMES, features, strict=False)}
+            if isinstance(pl_module, ModalityFeatures):
+                with torch.no_grad(), trainer.precision_plugin.forward_context():
+                    arrays["prototypes"] = pl_module.class_prototypes().cpu().half().numpy()
             path = Path(log_dir) / FOLDER / f"features_{record_name(row)}"
             path.parent.mkdir(parents=True, exist_ok=True)
             with replace_atomically(path) as file:
@@ -94,5 +111,5 @@ class FeatureRecords(StreamCallback):
                     file,
                     index=index.to(torch.int32).numpy(),
                     target=target.to(torch.int32).numpy(),
-                    features=features.numpy(),
+                    **arrays,
                 )

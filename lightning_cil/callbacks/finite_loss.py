@@ -3,13 +3,15 @@
 import inspect
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_cil.callbacks.base import StreamCallback
 from lightning_cil.callbacks.checkpoint import StreamCheckpoint
@@ -151,7 +153,9 @@ class FiniteLoss(StreamCallback):
         if str(trainer.precision).startswith("16"):
             text += ", or with `precision='bf16-mixed'`, for 16 bits overflow early"
         config = newest_config(Path(trainer.log_dir or trainer.default_root_dir))
-        return "\n  ".join([f"{text}:", *(_command(config, *way) for way in ways)])
+        named = _optimizer_options(config, trainer.optimizers)
+        commands = [_command(config, *way, before=named if "optimizer" in way[1] else "") for way in ways]
+        return "\n  ".join([f"{text}:", *commands])
 
     def _file(self, trainer: Trainer, name: str) -> Path | None:
         """A checkpoint that this run wrote, or found in its folder when it went on there."""
@@ -190,10 +194,24 @@ def takes_argument(kind: type, name: str) -> bool:
     return False
 
 
-def _command(config: Path | None, checkpoint: Path | str | None, key: str, value: str) -> str:
+def _optimizer_options(config: Path | None, optimizers: Sequence[Optimizer]) -> str:
+    """Names the optimizer where a config leaves it to the method: only then can one of its settings be given."""
+    model = yaml.safe_load(config.read_text(encoding="utf-8"))["model"] if config is not None else {}
+    if not optimizers or (model.get("init_args") or {}).get("optimizer", "") is not None:
+        return ""
+    kind, group = type(optimizers[0]), optimizers[0].param_groups[0]
+    defaults = {
+        name: p.default for name, p in inspect.signature(kind).parameters.items() if name not in ("params", "lr")
+    }
+    given = {name: group[name] for name in defaults if name in group and group[name] != defaults[name]}
+    options = {"": f"{kind.__module__}.{kind.__name__}", **{f".{name}": value for name, value in given.items()}}
+    return "".join(f" --model.optimizer{name} {value}" for name, value in options.items())
+
+
+def _command(config: Path | None, checkpoint: Path | str | None, key: str, value: str, before: str = "") -> str:
     """What to type, or what to give in a script."""
     if config is None:
         start = f"ckpt_path='{checkpoint}', " if checkpoint else ""
         return f"{start}{key.rpartition('.')[2]}={value}"
     start = f" --ckpt_path {shlex.quote(str(checkpoint))}" if checkpoint else ""
-    return f"lightning-cil fit --config {shlex.quote(str(config))}{start} --{key} {value}"
+    return f"lightning-cil fit --config {shlex.quote(str(config))}{start}{before} --{key} {value}"

@@ -1,5 +1,6 @@
 """`OnlineRelabel`: exemplars of a multi-label stream get the labels that no task annotated in them."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ class OnlineRelabel(StreamCallback):
     | hook | effect |
     |---|---|
     | `on_task_end` | fills in the labels in the buffer |
-    | `on_train_end` | stock fit: the same, where y is NaN; the fit is a task. Needs the order `[ReplayBuffer, OnlineRelabel, Teacher]` |
+    | `on_train_end` | stock fit: the same, where y is NaN; the fit is a task. Needs the order `[ReplayBuffer, OnlineRelabel, Teacher]` and processes that outlive the fit; rank 0's labels are those of all ranks |
     | `extra_results` | `results.json` has `relabelling`: how many labels, how many positive |
     | checkpoint | these numbers, the classes seen; the labels are the buffer's |
 
@@ -61,6 +62,7 @@ class OnlineRelabel(StreamCallback):
         self.tasks: list[dict[str, Any]] = []
         self._seen: Tensor | None = None
         self._annotated: Tensor | None = None
+        self._made_in = os.getpid()
 
     @property
     def state_key(self) -> str:
@@ -146,12 +148,18 @@ class OnlineRelabel(StreamCallback):
         """Stock fit: check the order of the callbacks.
 
         Raises:
-            ValueError: For another order.
+            ValueError: For another order, or processes that end with the fit.
         """
         if _in_stream(trainer):
             return
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         memory, teacher = _needed(trainer)
+        if os.getpid() != self._made_in:
+            raise ValueError(
+                "`OnlineRelabel` in a stock fit that runs in spawned or forked processes: exemplars, labels and the "
+                "old model would be lost with them when the fit ends; expected processes that last. Use "
+                "`strategy='ddp'` in a script, torchrun, or an `IncrementalTrainer`."
+            )
         if not callbacks.index(memory) < callbacks.index(self) < callbacks.index(teacher):
             raise ValueError(
                 "`OnlineRelabel` must stand between `ReplayBuffer`, which stores the fit's samples, and `Teacher`, "
@@ -177,7 +185,7 @@ class OnlineRelabel(StreamCallback):
         store = memory.store
         if _in_stream(trainer) or self._annotated is None or not len(store):
             return
-        annotated = self._annotated.cpu()
+        annotated = trainer.strategy.reduce(self._annotated.to(pl_module.device).long(), reduce_op="sum").cpu() > 0
         old = torch.zeros_like(annotated) if self._seen is None else self._seen
         target = store.column("target")
         for network, classes in ((pl_module, annotated & ~old), (teacher.network, old)):
@@ -193,6 +201,7 @@ class OnlineRelabel(StreamCallback):
             target[rows], _ = fill_unknown(
                 target[rows], ~target[rows].isnan(), logits, where[rows], self._cutoff(logits[where[rows]])
             )
+        target.copy_(trainer.strategy.broadcast(target))  # statistics of BatchNorm may differ between ranks
         self._seen = old | annotated
         if target[:, self._seen].isnan().any():
             raise RuntimeError("`OnlineRelabel` left labels of exemplars unknown, expected none.")

@@ -111,11 +111,13 @@ class ReplayBuffer(StreamCallback):
                 f"got `total={total}` and `per_class={per_class}`; expected exactly one of them: `total` exemplars for "
                 "all classes, or `per_class` for each."
             )
-        if min(x for x in (total, per_class, batch_size, 1) if x is not None) < 1:
-            raise ValueError(
-                f"got `total={total}`, `per_class={per_class}`, `batch_size={batch_size}`; expected at least 1. "
-                "To train without exemplars, take the callback out."
-            )
+        for name, number in (("total", total), ("per_class", per_class), ("batch_size", batch_size)):
+            if number is not None and number < 1:
+                raise ValueError(
+                    f"`{name}={number}`: expected at least 1. To train without exemplars, choose a method that needs "
+                    "none, such as `FineTune` or `LwF`, and take the callback out; a method that replays would add "
+                    "its own."
+                )
         if selection not in ("reservoir", "balanced", *BY_FEATURES):
             raise ValueError(
                 f"`selection={selection!r}`: expected 'reservoir', 'balanced', 'herding' or 'herding_inner_product'."
@@ -247,8 +249,10 @@ class ReplayBuffer(StreamCallback):
         return image
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing has been read ahead for this fit."""
+        """Nothing has been read ahead for this fit; a reservoir without a size is refused."""
         self._ahead = {}
+        if self.selection == "reservoir":
+            self._capacity(trainer)
 
     # ------------------------------------------------------------------ filling
 

@@ -18,8 +18,11 @@ from lightning_cil.callbacks.stream_state import StreamState
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_steps")
 """Attributes of the trainer that change what is learned."""
 
-ELSEWHERE = ("class_order", "num_tasks", "base", "increment", "sizes", "val_fraction")
+ELSEWHERE = ("class_order", "num_tasks", "base", "increment", "sizes", "protocol", "val_fraction")
 """Arguments of data that `results.json` has as `class_order`, `task_sizes` and `val_fraction`."""
+
+PLACES = ("root", "esc_root", "image_root", "manifest", "classes_file", "download", "cache", "audio_memory")
+"""Arguments of data that say where files are and how they are kept, and change nothing in what is read."""
 
 
 def run_config(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
@@ -32,14 +35,19 @@ def run_config(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     if "backbone" not in arguments and isinstance(network, nn.Module):
         arguments["backbone"] = type(network).__name__
     arguments.update(_optimizer(module))
-    data = plain_arguments(trainer.datamodule)  # type: ignore[attr-defined]
     trained = {name: getattr(trainer, name, None) for name in TRAINER}
     return {
         "method": arguments,
-        "data": {name: value for name, value in data.items() if name not in ELSEWHERE},
+        "data": data_settings(trainer.datamodule),  # type: ignore[attr-defined]
         "callbacks": _callbacks(trainer.callbacks),  # type: ignore[attr-defined]
         "trainer": {name: value for name, value in trained.items() if value is None or _is_plain(value)},
     }
+
+
+def data_settings(datamodule: object) -> dict[str, Any]:
+    """Arguments of a data module that change what is trained or tested on, if they are plain."""
+    found = {**_plain_items(getattr(datamodule, "arguments", {})), **plain_arguments(datamodule)}
+    return {name: value for name, value in found.items() if name not in (*ELSEWHERE, *PLACES)}
 
 
 def plain_arguments(thing: object) -> dict[str, Any]:

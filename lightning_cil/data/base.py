@@ -1,6 +1,7 @@
 """The base of every protocol: class order, tasks, held-out split, loaders of the current stage, one batch transform."""
 
 import hashlib
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.parsing import collect_init_args
 from PIL import Image
 from torch import Tensor
 
@@ -30,7 +32,8 @@ class IncrementalDataModule(LightningDataModule, ABC):
     """A data set as a stream of tasks.
 
     A subclass names its classes, says how images are augmented, and loads a split; see `SplitDigits`.
-    `num_tasks`, `num_classes`, `class_order`, `class_names`, `task_sizes`, `tasks` exist after construction.
+    `num_tasks`, `num_classes`, `class_order`, `class_names`, `task_sizes`, `tasks` exist after construction, as does
+    `arguments`, what the subclass's constructor was called with, by name.
 
     Args:
         class_names: One name for each original class id.
@@ -72,6 +75,9 @@ class IncrementalDataModule(LightningDataModule, ABC):
         test_rule: TestRule = "seen",
     ) -> None:
         super().__init__()
+        frame = inspect.currentframe()
+        assert frame is not None
+        self.arguments = _arguments_of(type(self), collect_init_args(frame, [], classes=(IncrementalDataModule,)))
         self.original_names = list(class_names)
         self.num_classes = len(self.original_names)
         if num_tasks is None and base is None and increment is None and sizes is None:
@@ -458,6 +464,22 @@ class IncrementalDataModule(LightningDataModule, ABC):
             limit_batches=trainer.limit_train_batches if trainer and shuffle else 1.0,
             known=known,
         )
+
+
+def _arguments_of(kind: type, levels: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Arguments of a class's constructor, and of those that its `**kwargs` go to.
+
+    Args:
+        kind: The class.
+        levels: What each constructor of its line was called with, the class's own last.
+    """
+    found: dict[str, Any] = {}
+    owners = [owner for owner in kind.__mro__ if "__init__" in vars(owner)]
+    for owner, given in zip(owners, reversed(levels), strict=False):
+        found = {**given, **found}
+        if not any(p.kind == p.VAR_KEYWORD for p in inspect.signature(vars(owner)["__init__"]).parameters.values()):
+            break
+    return found
 
 
 def _tasks_of(task: Task, stage: Stage) -> range:

@@ -32,6 +32,7 @@ from lightning_cil.losses.mutual_information import MINE, GaussianInformation, I
 from lightning_cil.losses.nfl import nfl_final_terms, nfl_plus_final_terms, nfl_step_terms
 from lightning_cil.losses.pod import cosine_preservation, growth_factor, pod_spatial
 from lightning_cil.losses.pseudo_labels import PseudoLabelSearch, pseudo_labels
+from lightning_cil.losses.topic import anchor_loss, min_max_terms
 from lightning_cil.losses.transport import prospective_rows, retrospective_rows, sinkhorn, transport_cost
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "MIEstimator",
     "PseudoLabelSearch",
     "Reduction",
+    "anchor_loss",
     "asymmetric_focal_loss",
     "autoencoder_terms",
     "auxiliary_target",
@@ -62,6 +64,7 @@ __all__ = [
     "logit_matching",
     "make_mi_estimator",
     "memo_terms",
+    "min_max_terms",
     "negative_decay_bce",
     "negative_entropy",
     "nfl_final_terms",

@@ -22,6 +22,7 @@ from lightning_cil.methods.ml_joint import MLJoint
 from lightning_cil.methods.ml_kd import MLKD
 from lightning_cil.methods.ml_lwf import MLLwF
 from lightning_cil.methods.ml_podnet import MLPODNet
+from lightning_cil.methods.mm_icarl import MMICaRL
 from lightning_cil.methods.mm_lwf import MMLwF
 from lightning_cil.methods.moe_clip import MoEClip
 from lightning_cil.methods.multimodal_cil import MultimodalCIL
@@ -29,6 +30,7 @@ from lightning_cil.methods.nfl import NFL
 from lightning_cil.methods.nfl_plus import NFLPlus
 from lightning_cil.methods.partial_finetune import PartialFineTune
 from lightning_cil.methods.rebll import RebLL
+from lightning_cil.methods.topic import TOPIC
 from lightning_cil.methods.zero_shot_audioclip import ZeroShotAudioCLIP
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "MLER",
     "MLKD",
     "NFL",
+    "TOPIC",
     "Coil",
     "DERPlusPlus",
     "FineTune",
@@ -54,6 +57,7 @@ __all__ = [
     "MLJoint",
     "MLLwF",
     "MLPODNet",
+    "MMICaRL",
     "MMLwF",
     "MoEClip",
     "MultiLabelModule",

@@ -21,10 +21,12 @@ class AudioCache:
 
     Attributes:
         table: float `[clips, audio_dim]`; `None`: nothing is kept.
+        clip_of: long `[samples]`: the clip of each training sample, where the table is.
     """
 
     def __init__(self) -> None:
         self.table: Tensor | None = None
+        self.clip_of = torch.empty(0, dtype=torch.int64)
 
     def clear(self) -> None:
         """Forget the features: the tower has changed, or will."""
@@ -46,6 +48,7 @@ class AudioCache:
             empty = (torch.empty(0, dtype=torch.int64), torch.empty(0, towers.audio_dim))
             _, table = gather_columns(trainer, parts or [empty])
             self.table = table.to(device)
+            self.clip_of = datamodule.split("train").sounds.index.to(device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AudioCache":
         return self

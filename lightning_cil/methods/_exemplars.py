@@ -5,6 +5,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.types import Batch
 
 
@@ -20,3 +21,11 @@ def joined_teacher_logits(batch: Batch, num_old: int, logits: Tensor) -> Tensor:
     if "teacher_logits" not in batch:
         return logits.new_zeros(len(logits), 0)
     return joined(batch, "teacher_logits")[:, :num_old]
+
+
+def joined_inputs(module: IncrementalModule, batch: Batch) -> tuple[Tensor, ...]:
+    """What `features` takes of the new samples, then of the exemplars, if there are any; see `inputs`."""
+    own = module.inputs(batch)
+    if "replay_image" not in batch:
+        return own
+    return tuple(torch.cat(parts) for parts in zip(own, module.inputs(batch, "replay_"), strict=True))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
@@ -59,12 +60,13 @@ class MultiLabelModule(IncrementalModule):
     mean average precisions: in both scenarios of the classes of task j, in Task-IL on the test images of task j only.
 
     Args:
-        backbone: See `IncrementalModule`.
-        epochs: Passes over each task's data.
+        backbone: See `IncrementalModule`. Default: TResNet-M, as in the papers.
+        epochs: Passes over each task's data. Default: 20 (RebLL).
         optimizer: See `IncrementalModule`; called with two groups of parameters, of which the second, biases and
-            vectors, has no weight decay (as in KRT's code).
+            vectors, has no weight decay (as in KRT's code). Default: Adam, lr 4e-5, weight decay 1e-4 (RebLL on VOC).
         lr_scheduler: See `IncrementalModule`.
-        increment_lr: Learning rate from the second task on; `None`: the optimizer's.
+        increment_lr: Learning rate from the second task on; `None`: the optimizer's. RebLL on COCO: 3e-5 for the first
+            task, then 5e-5.
         one_cycle: Whether the learning rate follows one cycle over each task, stepped with every batch, up to the
             optimizer's after a fifth of it (KRT's code); instead of `lr_scheduler`.
         reduction: Of losses over classes: `mean`, or `sum` as the papers' equations print it; then the mean over the
@@ -76,17 +78,19 @@ class MultiLabelModule(IncrementalModule):
 
     label_kind: ClassVar[LabelKind] = "multi"
     score_name: ClassVar[str] = "mAP"
+    uses_outputs: ClassVar[bool] = False
+    """Whether the loss wants more of the old model than logits, see `Teacher(outputs=True)`."""
     no_forward_transfer = "classes of tasks to come are not scored: their outputs do not exist yet"
 
     def __init__(
         self,
         *,
-        backbone: str | Backbone | nn.Module,
-        epochs: int,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None,
-        increment_lr: float | None,
-        one_cycle: bool,
+        backbone: str | Backbone | nn.Module = "tresnet_m",
+        epochs: int = 20,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=4e-5, weight_decay=1e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        increment_lr: float | None = None,
+        one_cycle: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -116,24 +120,20 @@ class MultiLabelModule(IncrementalModule):
         self.backbone = MapBackbone(self.backbone)
         self.head = ClassGCN(feature_width(self.backbone), width, norm)  # type: ignore[assignment]
 
-    def check_callbacks(self, exemplars: bool, outputs: bool = False) -> None:
+    def on_stream_start(self, resumed: bool) -> None:
         """Refuse a memory or an old model that the method does not use as it is.
-
-        Args:
-            exemplars: Whether the method replays.
-            outputs: Whether it wants more of the old model than logits.
 
         Raises:
             ValueError: For such a callback.
         """
         name = type(self).__name__
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ReplayBuffer) and not exemplars:
+            if isinstance(callback, ReplayBuffer) and not self.uses_exemplars:
                 raise ValueError(
                     f"{name} uses no exemplars and got the callback `ReplayBuffer`; expected none. Take it out, or "
                     "choose a method that replays, such as `MLER` or `RebLL`."
                 )
-            if isinstance(callback, Teacher) and outputs and not (callback.outputs and callback.exemplars):
+            if isinstance(callback, Teacher) and self.uses_outputs and not (callback.outputs and callback.exemplars):
                 raise ValueError(
                     f"{name} got a `Teacher` with `outputs={callback.outputs}`, `exemplars={callback.exemplars}`; "
                     "expected both true. Take the callback out: the method brings its own."
@@ -186,13 +186,16 @@ class MultiLabelModule(IncrementalModule):
         teacher = batch["teacher_logits"].to(logits.dtype)
         return binary_distillation(logits[:, : teacher.shape[1]], teacher, self.reduction)
 
-    def beside_sum(self, weight: float) -> float:
+    def beside_sum(self, weight: float, num_classes: int) -> float:
         """A term's weight for our reduction, given the one beside a loss that is summed over classes and 64 images.
 
         KRT and PODNet are published in these units. Steps of Adam do not change with the scale of all terms together.
+
+        Args:
+            weight: The published one.
+            num_classes: Over how many classes the loss is averaged if `reduction` is `mean`.
         """
-        assert self.task is not None
-        return weight / SUMMED_BATCH / (self.task.num_seen if self.reduction == "mean" else 1)
+        return weight / SUMMED_BATCH / (num_classes if self.reduction == "mean" else 1)
 
     def stages(self, task: Task) -> list[Stage]:
         """One stage on the task's data, with the learning rate of later tasks where there is one."""
@@ -273,12 +276,17 @@ class MultiLabelModule(IncrementalModule):
         filtered = target.any(dim=1)
         found = summarise_scores(logits[filtered], target[filtered])
         if self._row is None:
-            at_threshold = found.get("0.8", dict.fromkeys(HEADLINES, 0.0))  # no image has a class seen
-            logged = {f"test/{name}": at_threshold[name] for name in HEADLINES} | {"test/mAP": found["mAP"] or 0.0}
+            if not found["images"]:
+                rank_zero_warn(
+                    "No test image has a class seen so far, so that no score is defined or logged; expected some. Test "
+                    "on the data of the run."
+                )
+                return
+            logged = {f"test/{name}": found["0.8"][name] for name in HEADLINES} | {"test/mAP": found["mAP"]}
             for scenario, (total, count) in self._sums.items():
-                each = (total / count).tolist()
-                logged |= {f"test/{scenario}/task_{j}": v for j, v in enumerate(each)}
-                logged[f"test/{scenario}"] = sum(each) / len(each)
+                each = {j: v for j, v in enumerate((total / count).tolist()) if v == v}  # a task without positives
+                logged |= {f"test/{scenario}/task_{j}": v for j, v in each.items()}
+                logged[f"test/{scenario}"] = sum(each.values()) / len(each)
             self.log_dict(logged, sync_dist=True)  # the same on all ranks
             return
         if getattr(self.trainer.datamodule, "test_rule", "seen") == "all":  # type: ignore[attr-defined]
@@ -336,7 +344,12 @@ class MultiLabelModule(IncrementalModule):
         self._scores["val"].reset()
         loss = F.binary_cross_entropy_with_logits(logits.float(), target.float())
         sums = self._tasks_summed(logits, target)
-        means = {f"val/{s}": (total.sum() / count.sum()).item() for s, (total, count) in sums.items()}
+        means = {f"val/{s}": (total.sum() / count.sum()).item() for s, (total, count) in sums.items() if count.any()}
+        if not means:
+            rank_zero_warn(
+                "No held-out image has a class seen so far, so that `val/class_il` and `val/task_il` are undefined and "
+                "not logged. Hold out more (`val_fraction`), or monitor `val/loss`."
+            )
         self.log_dict({"val/loss": loss.item(), **means}, sync_dist=True)  # the same on all ranks
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:

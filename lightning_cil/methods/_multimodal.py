@@ -23,12 +23,15 @@ from lightning_cil.callbacks.gather import gather_columns
 from lightning_cil.callbacks.stream_state import stream_state
 from lightning_cil.losses import cross_entropy_over
 from lightning_cil.methods._audio_cache import AudioCache
+from lightning_cil.methods._candidates import CandidateCounts
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.metrics.multimodal import (
     BackwardMap,
+    ForwardKind,
     Preset,
     cluster_agreement,
     label_agreement,
+    m2,
     multimodal_scores,
     task_similarity,
 )
@@ -54,16 +57,32 @@ class ScoreOptions:
         preset: Of M2's coefficients: `fifths`, `thirds` or `half`.
         coefficients: c_A, c_B and c_N in place of a preset.
         backward: How BWT_t is mapped to [0, 1]: `shifted` or `halved`.
+        forward: What FWT_t is: `learned`: accuracy on the task when it is learned; `gem`: how much better than the
+            untrained towers the model is on the task before it learns it.
         nmi: What the groups of the fused features are compared with: `modalities`: those of the visual and the audio
             features, as in the paper; `labels`: the classes.
         seed: Of k-means.
+
+    Raises:
+        ValueError: For an unknown option, or coefficients with which M2 would leave [0, 1].
     """
 
     preset: Preset = "fifths"
     coefficients: tuple[float, float, float] | None = None
     backward: BackwardMap = "shifted"
+    forward: ForwardKind = "learned"
     nmi: Literal["modalities", "labels"] = "modalities"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("backward", self.backward, ("shifted", "halved")),
+            ("forward", self.forward, ("learned", "gem")),
+            ("nmi", self.nmi, ("modalities", "labels")),
+        ):
+            if value not in known:
+                raise ValueError(f"`scores.{name}={value!r}` is unknown; expected {known[0]!r} or {known[1]!r}.")
+        m2(0.0, [0.0], [0.0], 0.0, 0.0, self.preset, self.coefficients)  # refuses what it cannot use
 
 
 class MultimodalModule(IncrementalModule):
@@ -85,6 +104,7 @@ class MultimodalModule(IncrementalModule):
         scores: What M1 and M2 are made of.
     """
 
+    uses_exemplars = False
     backbone: AudioCLIP
     head: PrototypeHead
 
@@ -106,12 +126,6 @@ class MultimodalModule(IncrementalModule):
         scores: ScoreOptions | None = None,
     ) -> None:
         spec = made(Towers, Towers(towers) if isinstance(towers, str) else towers)
-        if spec.projection == "procrustes":
-            raise ValueError(
-                "`projection='procrustes'` is not fitted by a method, which does not know its classes yet. "
-                "Fit it once with `Towers.fit_projection(model, names)`, save `{'projection.weight': "
-                "model.projection.weight}` with `torch.save`, and give that file as `projection`."
-            )
         model = spec.build()
         super().__init__(
             backbone=model,
@@ -142,6 +156,7 @@ class MultimodalModule(IncrementalModule):
         self._prototypes = prompts.build(tokenizer)
         self._training_prototypes = prompts.build(tokenizer)
         self._audio = AudioCache()
+        self._fits_projection = spec.projection == "procrustes"
         self._forget()
 
     def _forget(self) -> None:
@@ -151,6 +166,7 @@ class MultimodalModule(IncrementalModule):
         self._task_means = torch.zeros(0, self.backbone.embed_dim)
         self._agreement: dict[str, dict[str, float]] = {}
         self._notes: list[dict[str, Any]] = []
+        self._candidates = CandidateCounts(max(1, len(self.tasks)))
         self._found: list[tuple[Tensor, ...]] = []
 
     # ------------------------------------------------------------------ network
@@ -173,10 +189,10 @@ class MultimodalModule(IncrementalModule):
             return (image,)
         datamodule: Any = self.trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
         if prefix:  # exemplars have no sounds with them, only the number of their sample
-            index = given[f"{prefix}index"].cpu()
+            index = given[f"{prefix}index"]
             if self._keeps_audio:
-                return image, self._table()[datamodule.split("train").sounds.index[index].to(image.device)]
-            return image, datamodule.transform_audio(datamodule.load_audio(index).to(image.device))
+                return image, self._table()[self._audio.clip_of[index]]
+            return image, datamodule.transform_audio(datamodule.load_audio(index.cpu()).to(image.device))
         if "clip" in given and datamodule is not None and self._keeps_audio:
             return image, self._table()[given["clip"]]
         if "audio" not in given:
@@ -224,6 +240,12 @@ class MultimodalModule(IncrementalModule):
         """Map images and sounds (see `encode`) to `[B, dim]`, what is compared with the prototypes."""
         return self.fuse(*self.encode(image, audio))
 
+    def modality_features(self, batch: Batch) -> dict[str, Tensor]:
+        """Features of a batch, float `[B, dim]` each: `features` (fused), `visual`, and `audio` where sounds matter."""
+        visual, audio = self.encode(*self.inputs(batch))
+        found = {"features": self.fuse(visual, audio), "visual": visual}
+        return found if audio is None else {**found, "audio": audio}
+
     def forward(self, image: Tensor, audio: Tensor | None = None) -> Tensor:
         """Map images and sounds (see `encode`) to the logits `[B, seen]` of all classes seen."""
         return self.classify(self.features(image, audio), num_future=0)
@@ -258,14 +280,29 @@ class MultimodalModule(IncrementalModule):
         return self.class_names[first:end]
 
     def batch_logits(self, batch: Batch, num_future: int | None = None) -> Tensor:
-        """See `IncrementalModule.batch_logits`; notes the features of the last evaluation, for M2."""
+        """See `IncrementalModule.batch_logits`."""
+        return self.classify(self.batch_features(batch), num_future)
+
+    def predicted_labels(self, batch: Batch) -> dict[str, Tensor]:
+        """See `IncrementalModule.predicted_labels`."""
+        logits = self.batch_logits(batch)
+        self.count_candidates(logits, batch)
+        return self.labels_of(logits, batch)
+
+    def count_candidates(self, logits: Tensor, batch: Batch) -> None:
+        """Count what FWT_t is made of, if that is asked for, from logits `[B, classes]` of the whole stream."""
+        if self.scores.forward == "gem" and self._row is not None:
+            self._candidates.add(logits, batch["target"], batch["task"], self._end_class, self._row)
+
+    def batch_features(self, batch: Batch) -> Tensor:
+        """Fused features of a batch, `[B, dim]`; those of the last evaluation are noted, for M2."""
         visual, audio = self.encode(*self.inputs(batch))
         fused = self.fuse(visual, audio)
         if self._row is not None and self._row == len(self.tasks) - 1:
             other = visual if audio is None else audio
             features = [f.float().cpu() for f in (fused, visual, other)]
             self._found.append((batch["index"].cpu(), *features, batch["target"].cpu()))
-        return self.classify(fused, num_future)
+        return fused
 
     def configure_model(self) -> None:
         """Refuse FSDP2: the towers are used by parts of them.
@@ -344,6 +381,7 @@ class MultimodalModule(IncrementalModule):
         """Start counting anew."""
         super().on_test_start()
         self._found = []
+        self._candidates.start(self.device)
         self._ready(untrained=self._row == -1)
 
     def on_validation_start(self) -> None:
@@ -352,10 +390,18 @@ class MultimodalModule(IncrementalModule):
         self._ready(untrained=False)
 
     def _ready(self, untrained: bool) -> None:
+        if self._fits_projection:
+            self._fit_projection()
         if self._keeps_audio:
             self._table()
         if untrained and self._frozen_similarity is None:
             self._look_at_untrained()
+
+    def _fit_projection(self) -> None:
+        """P by the names of the first task, before anything is trained; a checkpoint brings its own."""
+        with torch.inference_mode(False), evaluating(self):
+            self.towers.fit_projection(self.backbone, self._names(0, self.tasks[0].num_seen))
+        self._fits_projection = False
 
     def _look_at_untrained(self) -> None:
         """The similarity of tasks by the untrained towers, and what the method chooses by the first task."""
@@ -418,6 +464,8 @@ class MultimodalModule(IncrementalModule):
     def on_test_epoch_end(self) -> None:
         """Group the features of the last evaluation."""
         super().on_test_epoch_end()
+        if self._row is not None and self.scores.forward == "gem":
+            self._candidates.keep(self._row)
         if self._row is None or self._row != len(self.tasks) - 1:
             return
         columns = gather_columns(self.trainer, self._found or [self._nothing()])
@@ -453,6 +501,9 @@ class MultimodalModule(IncrementalModule):
         frozen = self._frozen_similarity[:done] if self._frozen_similarity is not None else None
         own: Any = self._similarity if len(self._similarity) >= done else frozen if self.always_evaluated else None
         nmi = {name: found["nmi"] for name, found in self._agreement.items()}
+        ahead, zero_shot = self._candidates.ahead(done)
+        if self.no_forward_transfer:
+            ahead = [None] * done
         result = multimodal_scores(
             matrix,
             tests,
@@ -463,6 +514,9 @@ class MultimodalModule(IncrementalModule):
             preset=self.scores.preset,
             coefficients=self.scores.coefficients,
             backward=self.scores.backward,
+            forward=self.scores.forward,
+            ahead=ahead,
+            zero_shot=zero_shot,
         )
         result["ami"] = {name: found["ami"] for name, found in self._agreement.items()}
         result["choices"] |= {"nmi": self.scores.nmi, "predict": self.prediction_rule}
@@ -499,17 +553,20 @@ class MultimodalModule(IncrementalModule):
             "task_means": self._task_means,
             "agreement": self._agreement,
             "notes": self._notes,
+            "candidates": self._candidates.counts,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back; the table of sounds is computed from the checkpoint's weights."""
         super().on_load_checkpoint(checkpoint)
         self._audio.clear()
+        self._fits_projection = False
         saved: Mapping[str, Any] = checkpoint.get(CHECKPOINT_KEY) or {}
         if saved:
             self._frozen_similarity, self._similarity = saved["frozen_similarity"], list(saved["similarity"])
             self._task_means, self._agreement = saved["task_means"], dict(saved["agreement"])
             self._notes = list(saved["notes"])
+            self._candidates.counts = saved["candidates"]
 
     # ------------------------------------------------------------------ private
 

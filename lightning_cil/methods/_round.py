@@ -58,6 +58,7 @@ class NoForgetting(IncrementalModule):
         ValueError: For a value out of its range.
     """
 
+    uses_exemplars = False
     head: MultiHead
 
     def __init__(

@@ -65,6 +65,8 @@ class AGCN(MultiLabelModule):
 
     head: LabelGraph  # type: ignore[assignment]
 
+    uses_exemplars = False
+
     def __init__(
         self,
         *,
@@ -113,8 +115,8 @@ class AGCN(MultiLabelModule):
         return [Teacher()]
 
     def on_stream_start(self, resumed: bool) -> None:
-        """Refuse callbacks that the method does not use; say so when the word vectors mean nothing."""
-        self.check_callbacks(exemplars=False)
+        """See `MultiLabelModule`; say so when the word vectors mean nothing."""
+        super().on_stream_start(resumed)
         if self.vectors is None:
             rank_zero_warn(
                 "AGCN has no word vectors and draws random ones, so that its graph starts without the classes' "

@@ -61,6 +61,8 @@ class IncrementalModule(LightningModule, ABC):
     """Whether the head has the outputs of all the stream's classes from the first task on."""
     always_evaluated: bool = False
     """Whether a task without a stage is evaluated, too: methods that train nothing."""
+    uses_exemplars: ClassVar[bool] = True
+    """Whether the loss looks at what `ReplayBuffer` adds to a batch; where not, a run with one says so."""
     no_forward_transfer: str | None = None
     """Why forward transfer is undefined, where a method's untrained outputs cannot predict."""
 

@@ -20,6 +20,7 @@ that loses its exemplars, with a budget below the number of classes, keeps the m
 Forward transfer is measured on the untrained rows of tasks to come, which no transport has touched.
 """
 
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -36,7 +37,7 @@ from lightning_cil.losses import (
     transport_cost,
 )
 from lightning_cil.methods._exemplars import joined, joined_teacher_logits
-from lightning_cil.methods._nearest_mean import NearestMean
+from lightning_cil.methods._nearest_mean import NearestMean, memory_of
 from lightning_cil.networks import Backbone, CosineHead, remove_last_activation, unsharded
 from lightning_cil.replay import class_means
 from lightning_cil.schedulers import FractionStepLR
@@ -62,6 +63,8 @@ class Coil(NearestMean):
         new_rows: What new classes' rows start from: `transported`: from old rows; `random`: as in other methods.
         cost_norm: Order of the norm between class means that is the cost of transport, at least 1.
         regularisation: ε > 0 of Sinkhorn's algorithm.
+        tolerance: Its largest error of a row sum, as a share of the whole mass, above 0.
+        max_iterations: Its iterations until the run ends with an error, at least 1.
         solve_every: After how many steps of an epoch retrospective rows are made anew, at least 1. Each time the body
             runs over the task's data and the exemplars.
         scale: First value of the classifier's learnable scale, above 0.
@@ -87,6 +90,8 @@ class Coil(NearestMean):
         new_rows: Literal["transported", "random"] = "transported",
         cost_norm: float = 3.0,
         regularisation: float = 0.464,
+        tolerance: float = 1e-9,
+        max_iterations: int = 10_000,
         solve_every: int = 30,
         scale: float = 1.0,
         last_activation: bool = False,
@@ -109,6 +114,8 @@ class Coil(NearestMean):
             ("new_rows", new_rows, new_rows not in ("transported", "random"), "'transported' or 'random'"),
             ("cost_norm", cost_norm, not cost_norm >= 1, "at least 1; PyCIL: 3"),
             ("regularisation", regularisation, not regularisation > 0, "a positive number; PyCIL: 0.464"),
+            ("tolerance", tolerance, not tolerance > 0, "a positive number, such as 1e-9"),
+            ("max_iterations", max_iterations, max_iterations < 1, "at least 1, such as 10000"),
             ("solve_every", solve_every, solve_every < 1, "at least 1 step; PyCIL: 30"),
             ("scale", scale, not 0 < scale < float("inf"), "a positive, finite number; PyCIL: 1"),
         ):
@@ -122,7 +129,9 @@ class Coil(NearestMean):
         self.retrospective_weight = retrospective_weight
         self.new_rows = new_rows
         self.cost_norm = cost_norm
-        self.regularisation = regularisation
+        self.sinkhorn = partial(
+            sinkhorn, regularisation=regularisation, tolerance=tolerance, max_iterations=max_iterations
+        )
         self.solve_every = solve_every
         self.rows: dict[str, Tensor] = {}
         """While a task is trained: `prospective` `[new, dim]` and, from its second epoch on, `retrospective`."""
@@ -171,8 +180,9 @@ class Coil(NearestMean):
         """Means of all classes so far by the present body, `[seen, dim]`: new data of the task, exemplars of others."""
         trainer: Any = self.trainer
         new = trainer.datamodule.train_indices([task.index])
-        index = torch.unique(torch.cat([self.memory().store.column("index"), new]))
-        means = class_means(*self.labelled_features(index), task.num_seen, self.stored_means())
+        index = torch.unique(torch.cat([memory_of(trainer).store.column("index"), new]))
+        known = self.exemplar_means
+        means = class_means(*known.labelled_features(self, index), task.num_seen, known.fallback())
         if not means.known.all():
             missing = (~means.known).nonzero().flatten().tolist()
             raise ValueError(
@@ -183,7 +193,7 @@ class Coil(NearestMean):
         return means.means
 
     def _plan(self, source: Tensor, target: Tensor) -> Tensor:
-        return sinkhorn(transport_cost(source, target, self.cost_norm), regularisation=self.regularisation)
+        return self.sinkhorn(transport_cost(source, target, self.cost_norm))
 
     # ------------------------------------------------------------------ loss
 

@@ -12,7 +12,8 @@ the old model during a task.
 | β Σ p ln p over all classes seen, so that confidence costs | `negative_entropy` |
 
 Departures: in the authors' code the layers of the graph that grow are not in the optimizer, lose old biases, and the
-network trains in eval mode after its first evaluation; here they are trained, keep them, and it does not. α = 0.15 is
+network trains in eval mode after its first evaluation; here they are trained, keep them, and it does not
+(`freeze_bn_after_task1` keeps BatchNorm's statistics as theirs does). α = 0.15 is
 what their help text says (their config: 0.5). The old model gets no gradient. What the entropy term sums is p ln p
 alone, as in their code.
 """
@@ -21,12 +22,13 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_cil.callbacks import Teacher
 from lightning_cil.losses import Reduction, negative_entropy
 from lightning_cil.methods._multilabel import MultiLabelModule
 from lightning_cil.networks import Backbone, GraphNorm
-from lightning_cil.types import Batch
+from lightning_cil.types import Batch, Stage, Task
 
 
 class CSC(MultiLabelModule):
@@ -41,14 +43,19 @@ class CSC(MultiLabelModule):
         one_cycle: See `MultiLabelModule`.
         reduction: `mean`: over classes and batch (CSC); `sum`: over classes, then the mean over the batch.
         graph_width: Width of the graph's class vectors (CSC: 1024).
-        graph_norm: `batch`: BatchNorm inside the graph (CSC); `layer`: does not depend on who shares the batch.
+        graph_norm: `batch`: BatchNorm inside the graph (CSC), of each process's share of the batch unless the trainer
+            has `sync_batchnorm=True` (GPUs); `layer`: does not depend on who shares the batch.
         alpha: α in [0, 1]: weight of the new labels from the second task on; 1 - α is that of the old ones.
         entropy_weight: β, at least 0 (CSC on VOC: 0.04).
+        freeze_bn_after_task1: Whether every BatchNorm uses its statistics of the first task from then on (what the
+            authors' code comes to); its weights are trained either way.
 
     Raises:
         ValueError: For a number out of range.
         TypeError: For a backbone without feature maps.
     """  # noqa: E501
+
+    uses_exemplars = False
 
     def __init__(
         self,
@@ -64,6 +71,7 @@ class CSC(MultiLabelModule):
         graph_norm: GraphNorm = "batch",
         alpha: float = 0.15,
         entropy_weight: float = 0.04,
+        freeze_bn_after_task1: bool = False,
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -82,14 +90,19 @@ class CSC(MultiLabelModule):
         self.use_class_graph(graph_width, graph_norm)
         self.alpha = alpha
         self.entropy_weight = entropy_weight
+        self.freeze_bn_after_task1 = freeze_bn_after_task1
 
     def required_callbacks(self) -> list[Callback]:
         """The old model."""
         return [Teacher()]
 
-    def on_stream_start(self, resumed: bool) -> None:
-        """Refuse callbacks that the method does not use."""
-        self.check_callbacks(exemplars=False)
+    def begin_stage(self, task: Task, stage: Stage) -> None:
+        """See `IncrementalModule`; keep BatchNorm's statistics where that is wanted."""
+        super().begin_stage(task, stage)
+        if self.freeze_bn_after_task1 and not task.is_first:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     def terms(self, batch: Batch, logits: Tensor, replay_logits: Tensor | None) -> dict[str, Tensor]:
         """α BCE + (1 - α) KD + β Σ p ln p."""

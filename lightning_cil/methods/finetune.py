@@ -39,6 +39,8 @@ class FineTune(IncrementalModule):
             `new` in Task-IL.
     """
 
+    uses_exemplars = False
+
     def __init__(
         self,
         *,

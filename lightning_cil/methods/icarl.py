@@ -31,10 +31,11 @@ from torch import Tensor, nn
 
 from lightning_cil.losses import icarl_binary_terms, icarl_softmax_terms
 from lightning_cil.methods._exemplars import joined, joined_teacher_logits
+from lightning_cil.methods._first_task import FirstTask
 from lightning_cil.methods._nearest_mean import NearestMean
 from lightning_cil.methods.base import HeadKind
 from lightning_cil.networks import Backbone
-from lightning_cil.types import Batch, Scenario
+from lightning_cil.types import Batch, Scenario, Stage, Task
 
 Loss = Literal["binary", "softmax"]
 Classifier = Literal["nme", "linear"]
@@ -58,6 +59,10 @@ class ICaRL(NearestMean):
         classifier: What predicts: `nme`: the nearest mean of exemplars; `linear`: the head. The other one's scores are
             in `results.json` as `other_classifier`.
         mirrored_means: Average each class mean with that of the mirrored images (the authors' script).
+        first_epochs: Passes over the first task's data; `None`: as many as `epochs` (PyCIL: 200, then 170).
+        first_weight_decay: Weight decay of the first task in place of the optimizer's, at least 0; `None`: the
+            optimizer's (PyCIL: 5e-4, then 2e-4).
+        first_lr_scheduler: Of the first task; `None`: `lr_scheduler`.
         full_head: Outputs of all classes from the first task on, unseen ones being negatives of the binary loss.
             Default: for this loss (the authors' script), not for the other, which it does not suit.
     """
@@ -76,6 +81,9 @@ class ICaRL(NearestMean):
         temperature: float = 2.0,
         classifier: Classifier = "nme",
         mirrored_means: bool = False,
+        first_epochs: int | None = None,
+        first_weight_decay: float | None = None,
+        first_lr_scheduler: LRSchedulerCallable | None = None,
         full_head: bool | None = None,
     ) -> None:
         if loss not in ("binary", "softmax"):
@@ -100,10 +108,15 @@ class ICaRL(NearestMean):
                 "`full_head=True` with `loss='softmax'`: its softmax runs over the classes seen. Give `loss='binary'`, "
                 "or leave `full_head` out."
             )
+        self.first_task = FirstTask(first_epochs, first_weight_decay, first_lr_scheduler)
         self.loss: Loss = loss
         self.distillation_weight = distillation_weight
         self.temperature = temperature
         self.full_head = loss == "binary" if full_head is None else full_head
+
+    def stages(self, task: Task) -> list[Stage]:
+        """One stage; the first task can have settings of its own."""
+        return [self.first_task.stage(self)] if task.is_first else super().stages(task)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Classification and distillation on new samples and exemplars together."""

@@ -38,6 +38,8 @@ class Joint(IncrementalModule):
             data so far.
     """
 
+    uses_exemplars = False
+
     def __init__(
         self,
         *,

@@ -76,6 +76,9 @@ class KRT(MultiLabelModule):
 
     head: TaskAttention  # type: ignore[assignment]
 
+    uses_exemplars = False
+    uses_outputs = True
+
     def __init__(
         self,
         *,
@@ -156,7 +159,8 @@ class KRT(MultiLabelModule):
         extended: Any = batch
         restored = pseudo_labels(batch["teacher_logits"], self._found[-1]["threshold"])
         kept = extended["teacher_embeddings"]
-        weight = self.beside_sum(self.distillation_weight) * growth_factor(self.task.num_seen, self.task.num_classes)
+        seen, new = self.task.num_seen, self.task.num_classes
+        weight = self.beside_sum(self.distillation_weight, seen) * growth_factor(seen, new)
         return {
             "asl": self._asymmetric(logits, torch.cat([restored.to(target.dtype), target], dim=1)),
             "embeddings": weight * cosine_preservation(kept, extended["embeddings"][:, : kept.shape[1]]),
@@ -168,8 +172,8 @@ class KRT(MultiLabelModule):
     # ------------------------------------------------------------------ pseudo-labels
 
     def on_stream_start(self, resumed: bool) -> None:
-        """A new stream starts without thresholds; refuse callbacks that the method does not use."""
-        self.check_callbacks(exemplars=False, outputs=True)
+        """A new stream starts without thresholds; see `MultiLabelModule`."""
+        super().on_stream_start(resumed)
         if not resumed:
             self._found = []
 

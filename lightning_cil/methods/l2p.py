@@ -46,6 +46,8 @@ class L2P(MultiLabelModule):
         TypeError: For another kind of backbone.
     """  # noqa: E501
 
+    uses_exemplars = False
+
     def __init__(
         self,
         *,
@@ -79,10 +81,6 @@ class L2P(MultiLabelModule):
     def stages(self, task: Task) -> list[Stage]:
         """One stage on the pool and the head."""
         return [self.stage_of(task, "train", train=["backbone.pool.*", "head.*"])]
-
-    def on_stream_start(self, resumed: bool) -> None:
-        """Refuse callbacks that the method does not use."""
-        self.check_callbacks(exemplars=False)
 
     def logits_together(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits of the images; the cosines of their keys join the batch."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lightning_cil.callbacks import Teacher
 from lightning_cil.losses import cross_entropy_over, per_head_soft_cross_entropy, soft_cross_entropy
+from lightning_cil.methods._first_task import FirstTask
 from lightning_cil.methods.base import HeadKind, IncrementalModule
 from lightning_cil.networks import Backbone
 from lightning_cil.types import Batch, Scenario, Stage, Task
@@ -46,9 +47,15 @@ class LwF(IncrementalModule):
         ce_scope: Classes of the softmax of the new task's loss: `new`: the current task's (PyCIL); `seen`: all so far.
         kd_scope: `joint`: one softmax over all old classes; `per_head`: one for each old task, summed; `auto`: `joint`
             in Class-IL, `per_head` in Task-IL.
+        first_epochs: Passes over the first task's data; `None`: as many as `epochs` (PyCIL: 200, then 250).
+        first_weight_decay: Weight decay of the first task in place of the optimizer's, at least 0; `None`: the
+            optimizer's (PyCIL: 5e-4, then 2e-4).
+        first_lr_scheduler: Of the first task; `None`: `lr_scheduler`.
         warmup_epochs: Epochs that train the new task's outputs alone before each task but the first (the paper's
             warm-up); needs `head='multi'`, whose outputs can be frozen by task.
     """
+
+    uses_exemplars = False
 
     def __init__(
         self,
@@ -63,6 +70,9 @@ class LwF(IncrementalModule):
         temperature: float = 2.0,
         ce_scope: CeScope = "new",
         kd_scope: KdScope = "auto",
+        first_epochs: int | None = None,
+        first_weight_decay: float | None = None,
+        first_lr_scheduler: LRSchedulerCallable | None = None,
         warmup_epochs: int = 0,
     ) -> None:
         super().__init__(
@@ -92,6 +102,7 @@ class LwF(IncrementalModule):
         self.temperature = temperature
         self.ce_scope = ce_scope
         self.kd_scope = kd_scope if kd_scope != "auto" else "joint" if class_il else "per_head"
+        self.first_task = FirstTask(first_epochs, first_weight_decay, first_lr_scheduler)
         self.warmup_epochs = warmup_epochs
 
     def required_callbacks(self) -> list[Callback]:
@@ -100,8 +111,10 @@ class LwF(IncrementalModule):
 
     def stages(self, task: Task) -> list[Stage]:
         """The warm-up of the new head, if asked for, then everything."""
+        if task.is_first:
+            return [self.first_task.stage(self)]
         train = Stage("train", self.epochs)
-        if not self.warmup_epochs or task.is_first:
+        if not self.warmup_epochs:
             return [train]
         return [Stage("warm-up", self.warmup_epochs, train=[f"head.blocks.{task.index}.*"]), train]
 

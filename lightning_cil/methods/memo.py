@@ -30,9 +30,10 @@ from lightning_cil._random import fold_seed
 from lightning_cil.callbacks import ReplayBuffer
 from lightning_cil.losses import memo_terms
 from lightning_cil.methods._exemplars import joined
+from lightning_cil.methods._first_task import FirstTask
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.networks import Backbone, LinearHead, MemoBackbone, align_weights, unsharded
-from lightning_cil.schedulers import FractionStepLR, constant_rate
+from lightning_cil.schedulers import FractionStepLR
 from lightning_cil.types import Batch, Scenario, Stage, Task
 
 DEFAULT_MEMORY = 2000
@@ -70,8 +71,10 @@ class MEMO(IncrementalModule):
         optimizer: See `IncrementalModule`. Default: lr 0.1, momentum 0.9, weight decay 2e-4.
         lr_scheduler: Of each task but the first; `None`: constant. Default: a tenth after 80, 120 and 150 of 170 epochs.
         first_epochs: Passes over the first task's data; `None`: as many as `epochs`.
-        first_weight_decay: Weight decay of the first task, at least 0; `None`: the optimizer's.
-        first_lr_scheduler: Of the first task; `None`: constant. Default: a tenth after 60, 120 and 170 of 200 epochs.
+        first_weight_decay: Weight decay of the first task in place of the optimizer's, at least 0; `None`: the
+            optimizer's.
+        first_lr_scheduler: Of the first task; `None`: `lr_scheduler`. Default: a tenth after 60, 120 and 170 of 200
+            epochs.
         auxiliary_weight: Weight of the auxiliary cross-entropy, at least 0; 0: there is no auxiliary head.
         train_generalised: Whether the shared part is trained after the first task (the authors' README; the default of
             their script is not to).
@@ -111,18 +114,12 @@ class MEMO(IncrementalModule):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )
-        if first_epochs is not None and first_epochs < 1:
-            raise ValueError(f"`first_epochs={first_epochs}`: expected at least 1, or `null` for as many as `epochs`.")
-        if first_weight_decay is not None and first_weight_decay < 0:
-            raise ValueError(f"`first_weight_decay={first_weight_decay}`: expected at least 0; the authors use 0.0005.")
+        self.first_task = FirstTask(first_epochs, first_weight_decay, first_lr_scheduler)
         if auxiliary_weight < 0:
             raise ValueError(f"`auxiliary_weight={auxiliary_weight}`: expected at least 0; the authors use 1.")
         if train_specialised not in ("newest", "all"):
             raise ValueError(f"`train_specialised={train_specialised!r}`: expected 'newest' or 'all'.")
         self.backbone = MemoBackbone(self.backbone)
-        self.first_epochs = epochs if first_epochs is None else first_epochs
-        self.first_weight_decay = first_weight_decay
-        self.first_lr_scheduler = first_lr_scheduler
         self.auxiliary_weight = auxiliary_weight
         self.train_generalised = train_generalised
         self.train_specialised = train_specialised
@@ -148,15 +145,7 @@ class MEMO(IncrementalModule):
     def stages(self, task: Task) -> list[Stage]:
         """One stage; the first task has settings of its own."""
         if task.is_first:
-            return [
-                Stage(
-                    "train",
-                    self.first_epochs,
-                    train=["backbone.*", "head.*"],
-                    optimizer=self._first_optimizer,
-                    lr_scheduler=self._first_schedule,
-                )
-            ]
+            return [self.first_task.stage(self, train=["backbone.*", "head.*"])]
         block = "*" if self.train_specialised == "all" else f"{task.index}.*"
         trained = [f"backbone.specialised.{block}", "head.*"]
         trained += ["backbone.generalised.*"] if self.train_generalised else []
@@ -178,21 +167,6 @@ class MEMO(IncrementalModule):
             self.head = unsharded(self.head)
             align_weights(self.head)
         self.auxiliary = LinearHead(self.backbone.block_features).to(self.device)
-
-    def _first_optimizer(self, params: Any) -> torch.optim.Optimizer:
-        optimizer = self.optimizer(params)
-        if self.first_weight_decay is not None:
-            for group in optimizer.param_groups:
-                if "weight_decay" not in group:
-                    raise ValueError(
-                        f"`first_weight_decay={self.first_weight_decay}`, which {type(optimizer).__name__} has not; "
-                        "give `null`"
-                    )
-                group["weight_decay"] = self.first_weight_decay
-        return optimizer
-
-    def _first_schedule(self, optimizer: torch.optim.Optimizer) -> Any:
-        return (self.first_lr_scheduler or constant_rate)(optimizer)
 
     # ------------------------------------------------------------------ loss
 

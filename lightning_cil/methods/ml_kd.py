@@ -40,6 +40,8 @@ class MLKD(MultiLabelModule):
         ValueError: For a weight outside [0, 1].
     """  # noqa: E501
 
+    uses_exemplars = False
+
     def __init__(
         self,
         *,
@@ -68,10 +70,6 @@ class MLKD(MultiLabelModule):
     def required_callbacks(self) -> list[Callback]:
         """The old model."""
         return [Teacher()]
-
-    def on_stream_start(self, resumed: bool) -> None:
-        """Refuse a memory, which the method does not use."""
-        self.check_callbacks(exemplars=False)
 
     def terms(self, batch: Batch, logits: Tensor, replay_logits: Tensor | None) -> dict[str, Tensor]:
         """λ L_bce + (1 - λ) L_kd."""

@@ -41,6 +41,8 @@ class MLLwF(MultiLabelModule):
         ValueError: For a negative weight.
     """  # noqa: E501
 
+    uses_exemplars = False
+
     def __init__(
         self,
         *,
@@ -69,10 +71,6 @@ class MLLwF(MultiLabelModule):
     def required_callbacks(self) -> list[Callback]:
         """The old model."""
         return [Teacher()]
-
-    def on_stream_start(self, resumed: bool) -> None:
-        """Refuse a memory, which the method does not use."""
-        self.check_callbacks(exemplars=False)
 
     def terms(self, batch: Batch, logits: Tensor, replay_logits: Tensor | None) -> dict[str, Tensor]:
         """L_bce + λ L_kd."""

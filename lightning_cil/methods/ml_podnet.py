@@ -12,11 +12,11 @@ reservoir of 2 exemplars for each class of the stream by default (the PODNet row
 | λ_f √(N_t/|C_t|) · (1 - cos) of the features | `cosine_preservation` |
 
 Departures from KRT's code: labels that are not annotated do not count, where it takes old classes of new images as
-negatives and gives exemplars the true labels of later tasks; a reservoir in place of herding. Sums over the batch are
-means, the weights are given in the authors' units.
+negatives and gives exemplars the true labels of later tasks (`replay_labels='leaky_krt'`, which no stream can know); a
+reservoir in place of herding. Sums over the batch are means, the weights are given in the authors' units.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback
@@ -28,6 +28,8 @@ from lightning_cil.losses import Reduction, cosine_preservation, growth_factor, 
 from lightning_cil.methods._multilabel import EXEMPLARS_PER_CLASS, MultiLabelModule, asymmetric_loss, precise
 from lightning_cil.networks import Backbone, MapBackbone
 from lightning_cil.types import Batch
+
+ReplayLabels = Literal["own", "leaky_krt"]
 
 _KEPT = ("map", "features")
 
@@ -48,11 +50,17 @@ class MLPODNet(MultiLabelModule):
         gamma_negative: Exponent of the asymmetric loss for negatives, at least 0.
         gamma_positive: Exponent for positives, at least 0.
         clip: Below this probability a negative costs nothing, in [0, 1).
+        replay_labels: `own`: of every image the labels that its own task annotated, no other counts; `leaky_krt`: as in
+            KRT's code, where exemplars have the true labels of all classes from their own task's first on, those of
+            later tasks included, and every other class seen counts as absent, in new images, too. It reads labels that
+            are hidden from a method: for comparison only.
 
     Raises:
-        ValueError: For a number out of range.
+        ValueError: For a number out of range, or an unknown choice.
         TypeError: For a backbone without feature maps.
     """  # noqa: E501
+
+    uses_outputs = True
 
     def __init__(
         self,
@@ -69,6 +77,7 @@ class MLPODNet(MultiLabelModule):
         gamma_negative: float = 4.0,
         gamma_positive: float = 0.0,
         clip: float = 0.05,
+        replay_labels: ReplayLabels = "own",
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -83,18 +92,24 @@ class MLPODNet(MultiLabelModule):
             raise ValueError(
                 f"got `spatial_weight={spatial_weight}`, `flat_weight={flat_weight}`; expected at least 0."
             )
+        if replay_labels not in ("own", "leaky_krt"):
+            raise ValueError(f"`replay_labels={replay_labels!r}`: expected 'own' or 'leaky_krt'.")
         self.backbone = MapBackbone(self.backbone, "pooled")
         self.spatial_weight = spatial_weight
         self.flat_weight = flat_weight
+        self.replay_labels = replay_labels
         self.asymmetric_loss = asymmetric_loss(reduction, gamma_negative, gamma_positive, clip)
+        self._truth: Tensor | None = None
 
     def required_callbacks(self) -> list[Callback]:
         """The memory, and the old model with its maps."""
         return [ReplayBuffer(per_class=EXEMPLARS_PER_CLASS, repeat=False), Teacher(outputs=True)]
 
-    def on_stream_start(self, resumed: bool) -> None:
-        """Refuse callbacks that the method does not use."""
-        self.check_callbacks(exemplars=True, outputs=True)
+    def on_train_start(self) -> None:
+        """`leaky_krt`: look up the true labels."""
+        if self.replay_labels == "leaky_krt":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._truth = data.hidden_labels(torch.arange(len(data.split("train")))).to(self.device)
 
     def teacher_outputs(self, image: Tensor) -> dict[str, Tensor]:
         """Logits `[B, seen]` of images, their features `[B, dim]`, and the maps of all stages, `map0` first."""
@@ -117,10 +132,11 @@ class MLPODNet(MultiLabelModule):
         seen, target, known = logits.shape[1], batch["target"], batch["known"]
         if replay_logits is not None:
             logits = torch.cat([logits, replay_logits])
-            target = torch.cat([target, batch["replay_target"]])
+            target = torch.cat([target, self._replay_target(batch)])
             known = torch.cat([known, batch["replay_known"]])
         labels = target[:, :seen].to(logits.dtype)
-        terms = {"asl": self.asymmetric_loss(logits, labels, known=known[:, :seen])}
+        own = self.replay_labels == "own"
+        terms = {"asl": self.asymmetric_loss(logits, labels, known=known[:, :seen] if own else None)}
         if "teacher_logits" not in batch:
             return terms
         entries: dict[str, Any] = batch  # type: ignore[assignment]  # with what `logits_together` and `Teacher` added
@@ -130,9 +146,18 @@ class MLPODNet(MultiLabelModule):
         factor = growth_factor(self.task.num_seen, self.task.num_classes)
         spatial = pod_spatial([old[name] for name in maps], [new[name] for name in maps])
         flat = cosine_preservation(old["features"], new["features"])
-        terms["spatial"] = self.beside_sum(self.spatial_weight) * factor * spatial
-        terms["flat"] = self.beside_sum(self.flat_weight) * factor * flat
+        averaged = self.task.num_classes if own else seen
+        terms["spatial"] = self.beside_sum(self.spatial_weight, averaged) * factor * spatial
+        terms["flat"] = self.beside_sum(self.flat_weight, averaged) * factor * flat
         return terms
+
+    def _replay_target(self, batch: Batch) -> Tensor:
+        """Labels `[R, C]` of the exemplars; 0 where there is none."""
+        if self._truth is None:
+            return batch["replay_target"]
+        truth = self._truth[batch["replay_index"]]
+        columns = torch.arange(truth.shape[1], device=truth.device)
+        return truth & (columns >= self._first_class[batch["replay_task"]].unsqueeze(1))
 
 
 def _with_replay(entries: dict[str, Any], key: str) -> Tensor:

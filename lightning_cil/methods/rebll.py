@@ -64,8 +64,8 @@ class RebLL(MultiLabelModule):
             distillation.
         lambda_er: λ_er, weight of the exemplars' loss, at least 0.
         detach_focal: Whether the decay factors count as constants in the gradient.
-        relabel_threshold: See `OnlineRelabel`.
-        relabel_quota: See `OnlineRelabel`.
+        relabel_threshold: See `OnlineRelabel`. A callback of yours must have the same.
+        relabel_quota: Likewise.
         network: `cnn`: pooled features and a linear head; `gcn`: the class graph of CSC over the backbone's maps, the
             row "GCN" of table 3.
         graph_width: Width of the graph's class vectors.
@@ -154,7 +154,7 @@ class RebLL(MultiLabelModule):
         return self.memory in ("or_bce", "or_er")
 
     def on_stream_start(self, resumed: bool) -> None:
-        """Refuse a memory or a relabelling that the chosen terms do not use, and exemplars without all labels.
+        """Refuse a memory or a relabelling that the chosen terms do not use, or that contradicts the settings.
 
         Raises:
             ValueError: For such a callback.
@@ -166,6 +166,15 @@ class RebLL(MultiLabelModule):
                 raise ValueError(
                     f"`memory={self.memory!r}` with the callback `{type(callback).__name__}`, which it does not use; "
                     "expected another `memory`, or no such callback. Take one of them out."
+                )
+            if isinstance(callback, OnlineRelabel) and (callback.threshold, callback.quota) != (
+                self.relabel_threshold,
+                self.relabel_quota,
+            ):
+                raise ValueError(
+                    f"got `relabel_threshold={self.relabel_threshold}`, `relabel_quota={self.relabel_quota}` and a "
+                    f"callback `OnlineRelabel(threshold={callback.threshold}, quota={callback.quota})`; expected the "
+                    "same in both. Set them in the method, and take the callback out or give it the same numbers."
                 )
             if isinstance(callback, ReplayBuffer) and callback.update != "task" and self.relabels:
                 raise ValueError(

@@ -6,7 +6,13 @@ The shells are imported on first use: torchmetrics takes seconds to load, and re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_cil.metrics.confusion import confusion_matrix, per_class_accuracy, recency_bias, task_confusion
+from lightning_cil.metrics.confusion import (
+    class_forgetting,
+    confusion_matrix,
+    per_class_accuracy,
+    recency_bias,
+    task_confusion,
+)
 from lightning_cil.metrics.continual import (
     CONTINUAL_FORMULAS,
     Measurement,
@@ -95,6 +101,7 @@ __all__ = [
     "average_precision",
     "backward_transfer",
     "class_f1",
+    "class_forgetting",
     "cluster_agreement",
     "confusion_matrix",
     "count_parameters",

@@ -11,6 +11,11 @@ import numpy.typing as npt
 RECENCY_FORMULA = "share of the test samples of tasks 0 to T-2 that is called a class of task T-1"
 """What `recency_bias` after the last task is, as reports print it."""
 
+CLASS_FORGETTING_FORMULA = (
+    "mean over the classes c of tasks 0 to T-2 of max_{i=0..T-2} a[i,c] - a[T-1,c], a[i,c]: accuracy on c after task i"
+)
+"""The same for `class_forgetting`."""
+
 Labels = npt.NDArray[np.integer]
 
 
@@ -107,3 +112,27 @@ def recency_bias(target: Labels, predicted: Labels, task_sizes: Sequence[int], t
     counts = task_confusion(target, predicted, task_sizes)
     old = target < sum(task_sizes[:task])
     return float(counts[:task, task].sum() / old.sum()) if old.any() else None
+
+
+def class_forgetting(accuracy: npt.ArrayLike, task_sizes: Sequence[int]) -> float | None:
+    """Average forgetting with classes in the place of tasks. Lower is better.
+
+    AF = 1/C Σ_{c in tasks 0..T-2} (max_{i=0..T-2} a[i, c] - a[T-1, c]), NFL Eq. 26-27, read as its words on Class-IL
+    have it; C is the number of these classes. With tasks and classes of equal size it is at least the AF of the tasks.
+
+    Args:
+        accuracy: a, `[T, classes]`: accuracy on each class after each task, fractions; see `per_class_accuracy`.
+        task_sizes: Classes of each of the T tasks.
+
+    Returns:
+        A fraction in [-1, 1]; `None` with fewer than two tasks, or if an accuracy of such a class is NaN.
+
+    Example:
+        >>> class_forgetting([[1.0, 0.5, 0.0], [0.5, 0.5, 1.0]], [2, 1])
+        0.25
+    """
+    table = np.asarray(accuracy, dtype=np.float64)[:, : sum(task_sizes[:-1])]
+    if len(table) < 2:
+        return None
+    falls = table[:-1].max(axis=0) - table[-1]
+    return None if np.isnan(falls).any() else float(falls.mean())

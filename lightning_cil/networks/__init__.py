@@ -18,6 +18,7 @@ from lightning_cil.networks.last_activation import remove_last_activation
 from lightning_cil.networks.memo import MemoBackbone, split_backbone
 from lightning_cil.networks.mife import MIFE, Mixtures
 from lightning_cil.networks.moe_lora import MoEAdapter
+from lightning_cil.networks.neural_gas import NeuralGas
 from lightning_cil.networks.peft_format import load_peft, save_peft
 from lightning_cil.networks.prompt_pool import PromptedTransformer, PromptPool, transformer_width
 from lightning_cil.networks.resnet_cifar import CifarResNet
@@ -52,6 +53,7 @@ __all__ = [
     "Mixtures",
     "MoEAdapter",
     "MultiHead",
+    "NeuralGas",
     "PromptPool",
     "PromptedTransformer",
     "PrototypeHead",

@@ -175,6 +175,7 @@ class MoEAdapter(nn.Module):
         self.experts = GrowingList(self._stored_expert)
         self.routers = GrowingList(self._stored_router)
         self.register_buffer("frozen", torch.zeros(0, dtype=torch.bool))
+        self.register_load_state_dict_post_hook(_freeze_as_loaded)
         self.counter = StepCounter(2)
         self.add_experts(num_experts)
         self.add_router()
@@ -323,6 +324,11 @@ class MoEAdapter(nn.Module):
             self.counter.total = self.counter.total.new_zeros(len(stored) + 2)
             self.counter.pending = self.counter.pending.new_zeros(len(stored) + 2)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _freeze_as_loaded(adapter: MoEAdapter, _: object) -> None:
+    """A run that goes on inside a task: before the optimizer takes what is trained."""
+    adapter.apply_freezing()
 
 
 def _squared_variation(x: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_cil.metrics.confusion import confusion_matrix, per_class_accuracy
 from lightning_cil.metrics.plots import figure_of, require_matplotlib
-from lightning_cil.report import figures, multilabel_figures
+from lightning_cil.report import figures, multilabel_figures, multimodal_figures
 from lightning_cil.report.files import STYLE, save
 from lightning_cil.report.groups import Group, group_runs, notes_of
 from lightning_cil.report.multilabel import make_multilabel_table
+from lightning_cil.report.multimodal import make_multimodal_table
 from lightning_cil.report.page import Drawn, make_page
 from lightning_cil.report.paper import Paper, read_paper
 from lightning_cil.report.published import Published, read_published, unmatched
@@ -126,12 +127,16 @@ class Runs:
         return make_table(self.groups, scenario, self.published)
 
     def record_table(self, scenario: Scenario = "class_il") -> Table | None:
-        """Recency bias, min-ACC, WC-ACC and stability gap, as far as records have them; `None` without any."""
+        """Recency bias, AF by class, min-ACC, WC-ACC and stability gap, as far as there are records; `None` without."""
         return make_record_table(self.groups, scenario)
 
     def multilabel_table(self) -> Table | None:
         """mAP, F1 and false positive rate of multi-label runs; `None` without any."""
         return make_multilabel_table(self.groups)
+
+    def multimodal_table(self) -> Table | None:
+        """Average and last accuracy, M1 and M2 of multimodal runs; `None` without any."""
+        return make_multimodal_table(self.groups)
 
     def paper_tables(self) -> list[Table]:
         """The paper's tables, its numbers beside ours; empty without a paper."""
@@ -268,7 +273,7 @@ class Runs:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         _remove_earlier(out / "figures")
         tables = [self.table(scenario) for scenario in SCENARIOS]
-        tables += [t for t in (self.multilabel_table(),) if t is not None]
+        tables += [t for t in (self.multilabel_table(), self.multimodal_table()) if t is not None]
         tables += [t for t in (self.record_table(scenario) for scenario in SCENARIOS) if t is not None]
         compared = self.paper_tables()
         pictured: dict[str, list[figures.Picture]] = {}
@@ -278,6 +283,7 @@ class Runs:
             pictured[protocol_name(protocol)] = [
                 *figures.pictures(groups, prefix),
                 *multilabel_figures.pictures(groups, prefix),
+                *multimodal_figures.pictures(groups, prefix),
             ]
         if self.paper:
             pictured[self.paper.title] = self.paper.pictures(self.groups)

@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--paper",
         metavar="NAME",
-        help="also a paper's tables and figures, its numbers beside ours: nfl, rebll, or a YAML file",
+        help="also a paper's tables and figures, its numbers beside ours: mcil, nfl, rebll, or a YAML file",
     )
     parser.add_argument(
         "--average_different_orders", action="store_true", help="average runs with different class orders or splits"
@@ -69,7 +69,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
             print(f"lightning-cil report: {error or type(error).__name__}", file=sys.stderr)
             print("(--debug shows where it happened)", file=sys.stderr)
         return 1
-    for table in (*(runs.table(scenario) for scenario in SCENARIOS), runs.multilabel_table()):
+    for table in (*(runs.table(scenario) for scenario in SCENARIOS), runs.multilabel_table(), runs.multimodal_table()):
         if table is not None:
             print(table.markdown(formulas=False))
     for table in runs.paper_tables():

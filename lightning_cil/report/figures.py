@@ -5,7 +5,7 @@ Made for print and for all eyes: lines differ in marker and dash, bars in hatchi
 """
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -227,10 +227,10 @@ def draw_class_accuracy(
         heights = 100 * np.asarray(accuracy, dtype=float)[classes]
         ax.bar(classes, heights, color=PALETTE[task % 2], hatch=HATCHES[task % 2], label=label, edgecolor="white")
         first += size
-    _task_borders(ax, task_sizes, horizontal=False)
+    task_borders(ax, task_sizes, horizontal=False)
     ax.set_xlim(-0.5, first - 0.5)
     ax.set_ylim(0, 102)
-    _class_ticks(ax, names)
+    class_ticks(ax, names)
     ax.set_xlabel("class, in the order of learning")
     ax.set_ylabel("accuracy (%)")
     figure_legend(fig, ax)
@@ -255,8 +255,8 @@ def draw_confusion(
     table = np.asarray(counts, dtype=float)
     share = 100 * table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     image = ax.imshow(share, vmin=0, vmax=100, cmap=COLOURS, interpolation="nearest")
-    _task_borders(ax, task_sizes, horizontal=True)
-    _class_ticks(ax, names, both=True)
+    task_borders(ax, task_sizes, horizontal=True)
+    class_ticks(ax, names, both=True)
     ax.set_xlabel("predicted class, in the order of learning")
     ax.set_ylabel("true class")
     fig.colorbar(image, ax=ax, label="share of the true class (%)", shrink=0.8)
@@ -277,29 +277,37 @@ def draw_features(
     Raises:
         ValueError: With fewer than 5 samples.
     """
+    table, tasks = np.asarray(features, dtype=np.float32), np.asarray(task)
+    fig, ax = new_axes(ax, WIDTH, 4.2)
+    draw_tsne(ax, table, tasks, {int(number): f"task {number + 1}" for number in np.unique(tasks)}, seed)
+    figure_legend(fig, ax)
+    return fig
+
+
+def draw_tsne(ax: "Axes", table: NDArray[Any], numbers: NDArray[Any], names: Mapping[int, str], seed: int = 0) -> None:
+    """t-SNE of float `[samples, dimensions]`, marked by `numbers` `[samples]`, whose `names` are for the legend.
+
+    Raises:
+        ValueError: With fewer than 5 samples.
+    """
     from sklearn.manifold import TSNE
 
-    table, tasks = np.asarray(features, dtype=np.float32), np.asarray(task)
     if len(table) < 5:
         raise ValueError(f"`features` has {len(table)} samples, expected at least 5 for t-SNE.")
     if len(table) > MOST_POINTS:
         kept = np.linspace(0, len(table) - 1, MOST_POINTS).round().astype(int)
-        table, tasks = table[kept], tasks[kept]
+        table, numbers = table[kept], numbers[kept]
     perplexity = min(30.0, (len(table) - 1) / 4)
     points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(table)
-    fig, ax = new_axes(ax, WIDTH, 4.2)
-    numbers = np.unique(tasks)
-    for place, number in enumerate(numbers):
-        x, y = points[tasks == number].T
-        # bright to dark with the tasks, so that the order shows in greyscale too
-        colour = _colormap()(0.92 * place / max(1, len(numbers) - 1))
-        ax.scatter(x, y, s=10, marker=MARKERS[place % len(MARKERS)], color=colour, label=f"task {number + 1}")
+    for place, (number, name) in enumerate(names.items()):
+        x, y = points[numbers == number].T
+        # bright to dark, so that the order shows in greyscale too
+        colour = _colormap()(0.92 * place / max(1, len(names) - 1))
+        ax.scatter(x, y, s=10, marker=MARKERS[place % len(MARKERS)], color=colour, label=name)
     ax.set_xlabel("t-SNE 1 (no unit)")
     ax.set_ylabel("t-SNE 2 (no unit)")
     ax.set_xticks([])
     ax.set_yticks([])
-    figure_legend(fig, ax)
-    return fig
 
 
 # ---------------------------------------------------------------------- all of a set of runs
@@ -473,7 +481,8 @@ def _stacked_bars(groups: Sequence[Group], values: dict[str, list[float]], label
     return fig
 
 
-def _task_borders(ax: "Axes", task_sizes: Sequence[int], horizontal: bool) -> None:
+def task_borders(ax: "Axes", task_sizes: Sequence[int], horizontal: bool) -> None:
+    """Lines between the classes of different tasks."""
     for border in np.cumsum(task_sizes)[:-1] - 0.5:
         ax.axvline(border, color="0.7", linewidth=0.6)
         if horizontal:
@@ -488,7 +497,7 @@ def _whole_ticks(ax: "Axes", both: bool = False) -> None:
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _class_ticks(ax: "Axes", names: Sequence[str] | None, both: bool = False) -> None:
+def class_ticks(ax: "Axes", names: Sequence[str] | None, both: bool = False) -> None:
     """Names of the classes where they are few, else numbers."""
     if names is None or len(names) > MOST_NAMES:
         _whole_ticks(ax, both)

@@ -30,11 +30,14 @@ figures:
   fig2: {title: ACC against classes, draw: curves, tables: [table3]}
 ```
 
+`task_sizes: 3 tasks` is any number of classes in three tasks of nearly equal size, where the paper does not say which.
 `memory` is the budget of the cell's `ReplayBuffer`, the last callback of the method's config: exemplars in all, or of
-each class with `budget: per_class` at the top of the file. A run belongs to a cell if method, scenario, data, tasks,
-budget and the settings of `where` (an entry of `settings` may have some, or a row) agree; whatever else differs makes
-rows of their own. `unit`: `percent`, `fraction` (printed as percent) or `ratio`. `draw`: a key of `PAPER_FIGURES` or of
-`multilabel_figures.FIGURES`, or `sweep:` and an option of the method in which runs differ.
+each class with `budget: per_class` at the top of the file; a list has one for each protocol. A run belongs to a cell if
+method, scenario, data, tasks, budget and the settings of `where` (an entry of `settings` may have some, or a row)
+agree; whatever else differs makes rows of their own. `unit`: `percent`, `fraction` (printed as percent) or `ratio`.
+`draw`: a key of `PAPER_FIGURES`, of `multilabel_figures.FIGURES` or of `multimodal_figures.FIGURES`, or `sweep:` and an
+option of the method in which runs differ. A figure can have `protocols` (only these), and those of `multimodal_figures`
+have `after` (how many tasks are learned; else all).
 """
 
 import csv
@@ -47,12 +50,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lightning_cil.report import multilabel_figures
+from lightning_cil.report import multilabel_figures, multimodal_figures
 from lightning_cil.report.figures import PAPER_FIGURES, Picture, paper_picture
 from lightning_cil.report.groups import Group, Stat
 from lightning_cil.report.multilabel import LOWER_IS_BETTER as MULTILABEL_LOWER
 from lightning_cil.report.multilabel import multilabel_scores
+from lightning_cil.report.multimodal import multimodal_scores
 from lightning_cil.report.records import record_scores
+from lightning_cil.report.runs import Run
 from lightning_cil.report.tables import LOWER_IS_BETTER, Column, Row, Table, Unit
 from lightning_cil.types import SCENARIOS, Scenario
 
@@ -90,13 +95,23 @@ class Protocol:
         config: Its file in `protocols/`, without ending.
         title: Its name in the tables.
         data: The data set's class.
-        task_sizes: Classes of each task.
+        task_sizes: Classes of each task; empty: any number of classes in `num_tasks` tasks of nearly equal size.
+        num_tasks: Their number.
     """
 
     config: str
     title: str
     data: str
     task_sizes: tuple[int, ...]
+    num_tasks: int
+
+    def fits(self, run: Run) -> bool:
+        """Whether a run has these data and tasks."""
+        sizes = run.task_sizes
+        nearly = (
+            len(sizes) == self.num_tasks and sorted(sizes, reverse=True) == list(sizes) and sizes[0] - sizes[-1] < 2
+        )
+        return run.data == self.data and (sizes == self.task_sizes if self.task_sizes else nearly)
 
 
 @dataclass(frozen=True)
@@ -158,7 +173,7 @@ class Cell:
         return (
             run.method == self.method
             and run.results.get("scenario", self.scenario) == self.scenario
-            and run.protocol == (self.protocol.data, self.protocol.task_sizes)
+            and self.protocol.fits(run)
             and all(name in run.settings and run.settings[name] == value for name, value in wanted.items())
         )
 
@@ -206,9 +221,11 @@ class PaperFigure:
     Args:
         name: In files, such as `fig2`.
         title: What it shows.
-        draw: A key of `figures.PAPER_FIGURES`, or what `multilabel_figures.is_known`.
+        draw: A key of `figures.PAPER_FIGURES` or `multimodal_figures.FIGURES`, or what `multilabel_figures.is_known`.
         tables: Names of tables; each protocol of each of them has a picture of its own.
         memory: Only cells with these budgets (0: none).
+        protocols: Only these, by the names of their configs.
+        after: How many tasks are learned; `None`: all.
     """
 
     name: str
@@ -216,6 +233,8 @@ class PaperFigure:
     draw: str
     tables: tuple[str, ...]
     memory: tuple[int, ...] | None = None
+    protocols: tuple[str, ...] | None = None
+    after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -285,7 +304,12 @@ class Paper:
         """Its figures, as far as there are runs to draw."""
         found: list[Picture] = []
         for figure in self.figures:
-            places = [(self.tables[name], p) for name in figure.tables for p in self.tables[name].protocols]
+            places = [
+                (self.tables[name], p)
+                for name in figure.tables
+                for p in self.tables[name].protocols
+                if figure.protocols is None or p.config in figure.protocols
+            ]
             for table, protocol in places:
                 drawn = [g for cell in table.of(protocol, figure.memory) for g in cell.runs(groups)]
                 if not drawn:
@@ -295,6 +319,8 @@ class Paper:
                 title = f"{self.title}, {figure.name.replace('fig', 'figure ')}: {figure.title}, {protocol.title}"
                 if figure.draw in PAPER_FIGURES:
                     found.append(paper_picture(figure.draw, name, title, drawn, table.scenario))
+                elif figure.draw in multimodal_figures.FIGURES:
+                    found += multimodal_figures.figure_of_paper(figure.draw, name, title, drawn, figure.after)
                 else:
                     found += multilabel_figures.figure_of_paper(figure.draw, name, title, drawn)
         return found
@@ -322,7 +348,7 @@ def _stats(cell: Cell, score: Score, group: Group | None) -> list[Stat]:
     """The printed number, and ours beside it."""
     if group is None:
         return [cell.printed[score.printed], *(Stat(None) for _ in score.ours)]
-    known = {**group.scores(cell.scenario), **multilabel_scores(group)}
+    known = {**group.scores(cell.scenario), **multilabel_scores(group), **multimodal_scores(group)}
     if not set(score.ours) <= set(known):
         known = {**record_scores(group, cell.scenario), **known}
     missing = Stat(None, reason="not among the scores of the runs")
@@ -410,13 +436,15 @@ class _Reader:
         found = self.mapping(entry, f"`protocols.{name}`", ("title", "data", "task_sizes"))
         sizes = found["task_sizes"]
         count, _, size = sizes.partition("×") if isinstance(sizes, str) else ("", "", "")
+        if isinstance(sizes, str) and sizes.removesuffix(" tasks").isdigit() and sizes.endswith(" tasks"):
+            return Protocol(name, str(found["title"]), str(found["data"]), (), int(sizes.removesuffix(" tasks")))
         if count.isdigit() and size.isdigit():
             sizes = [int(size)] * int(count)
         if not isinstance(sizes, list) or not sizes or not all(type(s) is int and s > 0 for s in sizes):
             raise ValueError(
-                f"{self.path}: `protocols.{name}.task_sizes` is {sizes!r}, expected 10×10 or [50, 10, 10]."
+                f"{self.path}: `protocols.{name}.task_sizes` is {sizes!r}, expected 10×10 or [50, 10, 10], or 3 tasks."
             )
-        return Protocol(name, str(found["title"]), str(found["data"]), tuple(sizes))
+        return Protocol(name, str(found["title"]), str(found["data"]), tuple(sizes), len(sizes))
 
     def table(self, name: str, entry: Any) -> PaperTable:
         where = f"`tables.{name}`"
@@ -441,6 +469,10 @@ class _Reader:
         where = f"{where} ({row['method']})"
         method = self.named(self.methods, row["method"], where)
         means, stds = (self.numbers(row.get(k), len(protocols) * len(scores), where) for k in ("mean", "std"))
+        memory = row.get("memory")
+        budgets = memory if isinstance(memory, list) else [memory] * len(protocols)
+        if len(budgets) != len(protocols):
+            raise ValueError(f"{self.path}: {where} has {len(budgets)} budgets, expected one, or {len(protocols)}.")
         cells = []
         for i, protocol in enumerate(protocols):
             printed = {}
@@ -449,7 +481,7 @@ class _Reader:
                 scale = 100 if score.unit == "percent" else 1
                 mean, std = (None if v is None else v / scale for v in (means[k], stds[k]))
                 printed[score.printed] = Stat(mean, std, reason="" if mean is not None else NOT_PRINTED)
-            memory = row.get("memory")
+            memory = budgets[i]
             chosen = {
                 "method": row["method"],
                 "protocol": protocol.config,
@@ -481,10 +513,21 @@ class _Reader:
 
     def figure(self, name: str, entry: Any, tables: Mapping[str, PaperTable]) -> PaperFigure:
         where = f"`figures.{name}`"
-        found = self.mapping(entry, where, ("title", "draw", "tables"), ("memory",))
+        found = self.mapping(entry, where, ("title", "draw", "tables"), ("memory", "protocols", "after"))
         if not multilabel_figures.is_known(str(found["draw"])):
-            self.named({**PAPER_FIGURES, **multilabel_figures.FIGURES}, found["draw"], where)
+            known = {**PAPER_FIGURES, **multilabel_figures.FIGURES, **multimodal_figures.FIGURES}
+            self.named(known, found["draw"], where)
         for table in found["tables"]:
             self.named(tables, table, where)
-        memory = tuple(found["memory"]) if "memory" in found else None
-        return PaperFigure(name, str(found["title"]), found["draw"], tuple(found["tables"]), memory)
+        for protocol in found.get("protocols", []):
+            self.named(self.protocols, protocol, where)
+        memory, only = (tuple(found[key]) if key in found else None for key in ("memory", "protocols"))
+        after = found.get("after")
+        if after is not None and (
+            type(after) is not int or after < 1 or found["draw"] not in multimodal_figures.FIGURES
+        ):
+            raise ValueError(
+                f"{self.path}: {where} has `after: {after!r}`, expected a number of tasks, and a figure of "
+                f"{', '.join(multimodal_figures.FIGURES)}."
+            )
+        return PaperFigure(name, str(found["title"]), found["draw"], tuple(found["tables"]), memory, only, after)

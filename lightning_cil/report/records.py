@@ -3,7 +3,7 @@
 | file | written by | content |
 |---|---|---|
 | `task_<k>.npz` | `PredictionRecords` | `target`, `class_il`, `task_il`: labels `[samples]`, -1: no prediction |
-| `features_task_<k>.npz` | `FeatureRecords` | `features` `[samples, dimensions]`, `target` `[samples]` |
+| `features_task_<k>.npz` | `FeatureRecords` | `features` `[samples, dimensions]`, `target`; `Modalities` |
 | `maps_task_<k>.npz` | `ActivationMapRecords` | fields of `ActivationMaps` |
 | `continual.json` | `ContinualEvaluation` | counts on all tasks seen, every few steps |
 
@@ -21,7 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_cil.metrics.confusion import RECENCY_FORMULA, recency_bias
+from lightning_cil.metrics.confusion import (
+    CLASS_FORGETTING_FORMULA,
+    RECENCY_FORMULA,
+    class_forgetting,
+    per_class_accuracy,
+    recency_bias,
+)
 from lightning_cil.metrics.continual import (
     CONTINUAL_FORMULAS,
     Measurement,
@@ -36,17 +42,25 @@ from lightning_cil.types import Scenario
 FOLDER = "records"
 NO_PREDICTIONS = "no records/task_<k>.npz (PredictionRecords)"
 NO_CURVE = "no records/continual.json (ContinualEvaluation)"
-RECORD_FORMULAS = {"recency": RECENCY_FORMULA, **CONTINUAL_FORMULAS}
+PREDICTED = {"recency": RECENCY_FORMULA, "class AF": CLASS_FORGETTING_FORMULA}
+RECORD_FORMULAS = {**PREDICTED, **CONTINUAL_FORMULAS}
 """One line for each score that records give."""
 
 
-def predictions_of(run: Run, scenario: Scenario = "class_il") -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Labels and predictions `[samples]` after the last task done; `None` without a record.
+def predictions_of(
+    run: Run, scenario: Scenario = "class_il", after: int | None = None
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Labels and predictions `[samples]` after some tasks; `None` without a record.
+
+    Args:
+        run: The run.
+        scenario: Whose predictions.
+        after: How many tasks are learned; `None`: all that are done.
 
     Raises:
         ValueError: If the record cannot be read or is not of this run.
     """
-    name = f"task_{run.tasks_done - 1}.npz"
+    name = f"task_{(after or run.tasks_done) - 1}.npz"
     arrays = _read(run, name, ("target", scenario))
     if arrays is None:
         return None
@@ -59,9 +73,9 @@ def predictions_of(run: Run, scenario: Scenario = "class_il") -> tuple[NDArray[A
     return target, predicted
 
 
-def group_predictions(group: Group) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def group_predictions(group: Group, after: int | None = None) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """`predictions_of` all runs of a group, one after the other; `None` if one has none or another class order."""
-    found = [predictions_of(run) for run in group.runs if run.split == group.first.split]
+    found = [predictions_of(run, after=after) for run in group.runs if run.split == group.first.split]
     known = [pair for pair in found if pair is not None]
     if len(known) < len(group.runs):
         return None
@@ -80,6 +94,49 @@ def features_of(run: Run) -> tuple[NDArray[Any], NDArray[Any]] | None:
         raise ValueError(f"{run.folder / FOLDER / name}: `features` is no table with a row for each label in `target`.")
     task_of = np.repeat(np.arange(run.num_tasks), run.task_sizes)
     return features, task_of[target]
+
+
+@dataclass(frozen=True)
+class Modalities:
+    """Features of some test samples of a multimodal run.
+
+    Args:
+        target: `[samples]`.
+        fused: float `[samples, dimensions]`.
+        visual: The same of images alone.
+        audio: The same of sounds alone; `None`: of no matter to the method.
+        prototypes: float `[classes, dimensions]`: what stands for each class.
+    """
+
+    target: NDArray[Any]
+    fused: NDArray[Any]
+    visual: NDArray[Any]
+    audio: NDArray[Any] | None
+    prototypes: NDArray[Any]
+
+
+def modalities_of(run: Run, after: int | None = None) -> Modalities | None:
+    """Features after some tasks; `None` without a record, or of a method with one modality.
+
+    Args:
+        run: The run.
+        after: How many tasks are learned; 0: before training; `None`: all that are done.
+
+    Raises:
+        ValueError: If the record cannot be read or is not of this run.
+    """
+    name = "features_before.npz" if after == 0 else f"features_task_{(after or run.tasks_done) - 1}.npz"
+    arrays = _read(run, name, ("target", "features"), ("visual", "audio", "prototypes"))
+    if arrays is None or arrays[2].size == 0:
+        return None
+    target, fused, visual, audio, prototypes = arrays
+    shape = (len(target), prototypes.shape[-1])
+    tables = [fused, visual, *([audio] if audio.size else [])]
+    if prototypes.shape[:1] != (sum(run.task_sizes),) or any(table.shape != shape for table in tables):
+        raise ValueError(f"{run.folder / FOLDER / name}: expected features of as many samples, and of all classes.")
+    if _outside(target, len(prototypes)):
+        raise ValueError(f"{run.folder / FOLDER / name}: `target` has labels outside 0 to {len(prototypes) - 1}.")
+    return Modalities(target, fused, visual, audio if audio.size else None, prototypes)
 
 
 @dataclass(frozen=True)
@@ -146,12 +203,12 @@ def record_scores(group: Group, scenario: Scenario) -> dict[str, Stat]:
     stats = {}
     for name in RECORD_FORMULAS:
         values = [scores[name] for scores in found]
-        reason = NO_PREDICTIONS if name == "recency" else NO_CURVE
+        reason = NO_PREDICTIONS if name in PREDICTED else NO_CURVE
         if name == "recency" and scenario == "task_il":
             reason = "not defined in Task-IL: other tasks' classes cannot be predicted"
         elif group.first.tasks_done < 2:
             reason = "needs two tasks"
-        elif name != "recency" and None in values:
+        elif name not in PREDICTED and None in values:
             curves = [curve_of(run, scenario) for run, value in zip(group.runs, values, strict=True) if value is None]
             if all(curve is not None for curve in curves):
                 reason = _unmeasured(curves[0] or [], group.first.tasks_done)
@@ -176,6 +233,10 @@ def _scores_of(run: Run, scenario: Scenario) -> dict[str, float | None]:
     predictions = predictions_of(run) if scenario == "class_il" else None
     if predictions is not None:
         scores["recency"] = recency_bias(*predictions, run.task_sizes, run.tasks_done - 1)
+    each = [predictions_of(run, scenario, task + 1) for task in range(run.tasks_done)]
+    known = [per_class_accuracy(*found, sum(run.task_sizes)) for found in each if found is not None]
+    if len(known) == run.tasks_done:
+        scores["class AF"] = class_forgetting(known, run.task_sizes[: run.tasks_done])
     curve = curve_of(run, scenario)
     if curve is not None:
         measurements = [measurement for _, measurement in curve]
@@ -189,13 +250,15 @@ def _outside(labels: NDArray[Any], num_classes: int) -> bool:
     return bool(labels.size) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes
 
 
-def _read(run: Run, name: str, arrays: Sequence[str]) -> list[NDArray[Any]] | None:
+def _read(run: Run, name: str, arrays: Sequence[str], optional: Sequence[str] = ()) -> list[NDArray[Any]] | None:
+    """Arrays of a record, the optional ones empty where it has none; `None` without the file."""
     path = run.folder / FOLDER / name
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return [archive[key] for key in arrays]
+            none = np.empty(0)
+            return [*(archive[key] for key in arrays), *(archive.get(k, none) for k in optional)]
     except KeyError as error:
         raise ValueError(f"{path} cannot be read: no array {error}; expected {', '.join(arrays)}.") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # NumPy's words talk of pickles

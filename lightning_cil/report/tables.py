@@ -19,7 +19,7 @@ from lightning_cil.types import SCENARIOS, Scenario
 Unit = Literal["fraction", "ratio", "bytes", "s"]
 
 SCENARIO_NAMES: dict[Scenario, str] = {"class_il": "Class-IL", "task_il": "Task-IL"}
-LOWER_IS_BETTER = ("AF", "I", "recency", "gap")
+LOWER_IS_BETTER = ("AF", "I", "recency", "class AF", "gap")
 RECORDS = "_records"
 """Ends the name of a table that comes from records."""
 LETTERS = (

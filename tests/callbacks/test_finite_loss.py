@@ -1,7 +1,9 @@
 """`FiniteLoss`: where it stops, what it says, and that no bad checkpoint is ever written."""
 
+import contextlib
+import json
 import os
-import subprocess
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_cil.__main__ import main
 from lightning_cil.callbacks import FiniteLoss, NonFiniteError, StreamCheckpoint
 from lightning_cil.callbacks.finite_loss import takes_argument
 from lightning_cil.methods import FineTune
+from tests.conftest import RunCli
+from tests.ranks import run_ranks
 from tests.streams import fit, make
 
 ROOT = Path(__file__).parents[2]
@@ -203,17 +209,55 @@ class OneRank(FineTune):
 """
 
 
-def test_all_ranks_stop_for_a_loss_that_is_bad_on_one(tmp_path: Path) -> None:
+def test_all_ranks_stop_for_a_loss_that_is_bad_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one_rank.py").write_text(RANK_1_GOES_BAD)
+    monkeypatch.chdir(tmp_path)
     command = [
-        sys.executable, "-m", "lightning_cil", "fit", "--config", str(ROOT / "examples" / "quickstart.yaml"),
+        "fit", "--config", str(ROOT / "examples" / "quickstart.yaml"),
         "--model", "one_rank.OneRank", "--model.epochs", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp",
         "--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.callbacks", "null",
     ]  # fmt: skip
-    env = {k: v for k, v in os.environ.items() if not k.startswith("PL_")} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "The loss became nan at batch 2 of epoch 1/1, task 2/5" in done.stderr
-    assert "Traceback" not in done.stderr
+
+    def run() -> None:
+        with Path(f"said_{os.environ['RANK']}").open("w") as file, contextlib.redirect_stderr(file):
+            code = main(command)
+        sys.exit(code)
+
+    assert [code for code, _ in run_ranks(run, tmp_path)] == [1, 1]
+    first, second = ((tmp_path / f"said_{rank}").read_text() for rank in (0, 1))
+    assert "The loss became nan at batch 2 of epoch 1/1, task 2/5" in first
+    assert "The loss became" not in second  # one message
+    assert "Traceback" not in first + second
     last = saved(tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt")
     assert all(v.isfinite().all() for v in last["state_dict"].values())
+
+
+BAD_AT_ONCE = """
+from lightning_cil.methods import ICaRL
+
+
+class Bad(ICaRL):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + (float("inf") if self.global_step == 1 else 0)
+"""
+
+
+def test_the_learning_rate_of_a_methods_own_optimizer_can_be_lowered(run_cli: RunCli, tmp_path: Path) -> None:
+    """`optimizer: null` in the config: a rate alone would be refused."""
+    (tmp_path / "bad_at_once.py").write_text(BAD_AT_ONCE)
+    config = {
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "default_root_dir": str(tmp_path / "runs")},
+        "model": {"class_path": "bad_at_once.Bad", "init_args": {"backbone": {"name": "small_cnn", "in_channels": 1}}},
+        "data": {"class_path": "SplitDigits"},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    done = run_cli("fit", "--config", tmp_path / "run.yaml", "--trainer.log_every_n_steps", 1)
+    assert done.code == 1
+    (printed,) = [line for line in done.stderr.splitlines() if "model.optimizer.lr" in line]
+    name, *arguments = shlex.split(printed)
+    again = run_cli(*arguments, "--print_config")
+    assert (name, again.code) == ("lightning-cil", 0), again.stderr
+    optimizer = yaml.safe_load(again.stdout)["model"]["init_args"]["optimizer"]
+    assert optimizer["class_path"].endswith("SGD")
+    found = {key: optimizer["init_args"][key] for key in ("lr", "momentum", "weight_decay")}
+    assert found == {"lr": 0.2, "momentum": 0.9, "weight_decay": 1e-5}

@@ -173,9 +173,9 @@ def test_two_processes_record_what_one_does(tmp_path):
     folders = [tmp_path / name / "version_0" / "records" for name in ("one", "two")]
     assert sorted(p.name for p in folders[0].iterdir()) == sorted(p.name for p in folders[1].iterdir())
     for name in ("task_0.npz", "task_2.npz", "features_task_1.npz"):
-        first, second = (np.load(folder / name) for folder in folders)
-        assert first["index"].tolist() == second["index"].tolist()
-        assert first["target"].tolist() == second["target"].tolist()
+        with np.load(folders[0] / name) as first, np.load(folders[1] / name) as second:
+            assert first["index"].tolist() == second["index"].tolist()
+            assert first["target"].tolist() == second["target"].tolist()
     rows = [json.loads((folder / "continual.json").read_text())["rows"] for folder in folders]
     assert [(r["step"], r["total"]) for r in rows[0]] == [(r["step"], r["total"]) for r in rows[1]]
     assert (tmp_path / "drawn").read_text().split() == [str(one.global_step)] * 2

@@ -1,5 +1,6 @@
 """`OnlineRelabel` and multi-label exemplars: who labels what, what is never touched, what is never read."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning_cil.methods import MLER, RebLL
 from lightning_cil.networks import Backbone
 from tests.data import formats
 from tests.methods.test_multilabel import adam, digits
+from tests.ranks import all_well, run_ranks
 from tests.streams import fit, make, results
 from tests.trainer.test_ranks import saved
 
@@ -42,7 +44,9 @@ def relabelled(root: Path, data: Any = None, extra: Any = None, **options: Any) 
     look = Look()
     callbacks = [ReplayBuffer(per_class=2, repeat=False), OnlineRelabel(**options), Teacher(), look]
     callbacks += [extra] if extra is not None else []
-    return fit(root, make(RebLL, epochs=3, optimizer=adam), data or digits(train_images=200), callbacks), look
+    same = {f"relabel_{name}": options[name] for name in ("threshold", "quota") if name in options}
+    module = make(RebLL, epochs=3, optimizer=adam, **same)
+    return fit(root, module, data or digits(train_images=200), callbacks), look
 
 
 def check(look: Look, hidden: Tensor, threshold: float) -> list[tuple[int, int]]:
@@ -134,6 +138,14 @@ def test_a_quota_gives_the_share_of_positives(tmp_path: Path) -> None:
     trainer, _ = relabelled(tmp_path, quota=0.25)
     for entry in results(trainer)["relabelling"]["tasks"][1:]:
         assert abs(entry["positives"] - 0.25 * entry["labels"]) <= 1.01  # two models, each rounded
+
+
+@pytest.mark.parametrize(("method", "callback"), [({}, {"threshold": 0.7}), ({"relabel_quota": 0.1}, {})])
+def test_two_settings_that_contradict_each_other_are_refused(tmp_path: Path, method: Any, callback: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"got `relabel_threshold=0\.5`, .* a callback `OnlineRelabel.*the same in both"
+    ):
+        fit(tmp_path, make(RebLL, **method), digits(), [ReplayBuffer(per_class=2), OnlineRelabel(**callback)])
 
 
 def test_exemplars_that_are_files_are_read_again(tmp_path: Path) -> None:
@@ -265,11 +277,56 @@ def samples(classes: list[int], seed: int) -> TensorDataset:
     return TensorDataset(x, y)
 
 
-def stock(net: Net, callbacks: list[Any], classes: list[int], seed: int) -> pl.Trainer:
+def stock(
+    net: Net, callbacks: list[Any], classes: list[int], seed: int, data: Any = None, **options: Any
+) -> pl.Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(max_epochs=4, accelerator="cpu", logger=False, callbacks=callbacks, **quiet)
-    trainer.fit(net, DataLoader(samples(classes, seed), batch_size=8, shuffle=True))
+    options = {"max_epochs": 4, "accelerator": "cpu", "logger": False, **quiet, **options}
+    trainer = pl.Trainer(callbacks=callbacks, **options)
+    trainer.fit(net, DataLoader(data or samples(classes, seed), batch_size=8, shuffle=data is None))
     return trainer
+
+
+class Apart(Net):
+    """Each rank's network ends with statistics of its own last batch, as with BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + 50 * self.last
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.last = batch[0][:8].mean()
+        return loss
+
+
+def test_two_ranks_of_a_stock_trainer_fill_in_the_same(tmp_path: Path) -> None:
+    def rank() -> None:
+        pl.seed_everything(0, verbose=False)
+        memory, net = ReplayBuffer(total=30), Apart()
+        callbacks = [memory, OnlineRelabel(), Teacher()]
+        for seed, classes in enumerate(([0, 1], [2, 3])):
+            data = samples(classes, seed)
+            data.tensors[1][1:, classes[1]] = torch.nan  # one image has it, of which one rank knows
+            stock(net, callbacks, classes, seed, data, max_epochs=1, devices=2, strategy="ddp")
+            assert not memory.store.column("target")[:, : classes[1] + 1].isnan().any()
+        found = {"digest": memory.digest(), "last": net.last, "batches": [b[0] for b in net.batches]}
+        torch.save(found, tmp_path / f"{os.environ['RANK']}.pt")
+
+    assert all_well(run_ranks(rank, tmp_path))
+    one, two = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
+    assert one["digest"] == two["digest"]
+    assert one["last"] != two["last"]
+    assert len(one["batches"]) == len(two["batches"]) == 6
+    assert not any(a.equal(b) for a, b in zip(one["batches"], two["batches"], strict=True))
+
+
+def test_processes_that_end_with_a_stock_fit_are_refused() -> None:
+    with pytest.raises(Exception, match=r"would be lost with them when the fit ends.*torchrun"):
+        stock(Net(), [ReplayBuffer(total=5), OnlineRelabel(), Teacher()], [0, 1], 0, devices=2, strategy="ddp_fork")
 
 
 def test_a_stock_fit_fills_in_what_is_nan() -> None:
@@ -311,6 +368,13 @@ def test_the_order_of_callbacks_in_a_stock_fit_is_checked() -> None:
         stock(Net(), [ReplayBuffer(total=5), Teacher(), OnlineRelabel()], [0, 1], 0)
     with pytest.raises(ValueError, match="expected `ReplayBuffer` and `Teacher`"):
         stock(Net(), [OnlineRelabel()], [0, 1], 0)
+
+
+def test_a_reservoir_without_a_size_is_refused_before_a_stock_fit_trains() -> None:
+    net = Net()
+    with pytest.raises(ValueError, match=r"`per_class=4` .* the number of classes is not known; expected `total`"):
+        stock(net, [ReplayBuffer(per_class=4), OnlineRelabel(), Teacher()], [0, 1], 0)
+    assert net.batches == []
 
 
 def test_labels_that_cannot_be_unknown_are_refused_in_a_stock_fit() -> None:

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from lightning_cil import Stage
+from lightning_cil.callbacks import ReplayBuffer
 from lightning_cil.data import SplitDigits
 from lightning_cil.data.splits import make_tasks
-from lightning_cil.methods import ER, FineTune, Joint, LwF
+from lightning_cil.methods import ER, NFL, FineTune, Joint, LwF
 from lightning_cil.schedulers import FractionStepLR
-from tests.streams import TINY, fit, make, results, sgd
+from tests.callbacks.conftest import TinyTasks
+from tests.streams import ROUND, TINY, fit, make, results, sgd
 
 
 def test_growth_is_idempotent_and_depends_on_seed_and_task_only() -> None:
@@ -118,3 +120,11 @@ def test_logits_are_compared_in_float32_under_mixed_precision() -> None:
     expected = features.float() @ module.head.weight.T + module.head.bias
     torch.testing.assert_close(logits[:, :2], expected)
     assert not logits.equal(logits.bfloat16().float())
+
+
+@pytest.mark.parametrize("method", [FineTune, Joint, LwF, NFL])
+def test_a_memory_that_changes_nothing_is_said(method: type, tmp_path: Path) -> None:
+    options = {**ROUND, "epochs": 1} if method is NFL else {}
+    memory = ReplayBuffer(total=10)
+    with pytest.warns(UserWarning, match=f"{method.__name__} uses no exemplars: those of the callback `ReplayBuffer`"):
+        fit(tmp_path, make(method, **options), TinyTasks(), [memory], fast_dev_run=1)

@@ -90,7 +90,8 @@ def test_defaults_are_the_authors(method: type[Coil], epoch: int) -> None:
     module, b = third_task(method), batch()
     assert module.training_step(b, 0).item() == pytest.approx(expected_loss(module, b, epoch, 1e-3, 2.0), rel=1e-9)
     full = Coil()
-    assert (full.epochs, full.solve_every, full.cost_norm, full.regularisation) == (160, 30, 3.0, 0.464)
+    assert (full.epochs, full.solve_every, full.cost_norm) == (160, 30, 3.0)
+    assert full.sinkhorn.keywords == {"regularisation": 0.464, "tolerance": 1e-9, "max_iterations": 10_000}
     assert full.head.scale.item() == 1.0
     schedule = full.configure_optimizers()["lr_scheduler"]["scheduler"]
     assert [schedule.multiplier(e, 160) for e in (79, 80, 119, 120)] == pytest.approx([1, 0.1, 0.1, 0.01])
@@ -344,6 +345,8 @@ def test_the_last_relu_goes_but_for_the_users_own_backbone() -> None:
         ({"new_rows": "zeros"}, "`new_rows='zeros'`: expected 'transported' or 'random'"),
         ({"cost_norm": 0.5}, "`cost_norm=0.5`: expected at least 1"),
         ({"regularisation": 0.0}, "`regularisation=0.0`: expected a positive number"),
+        ({"tolerance": 0.0}, "`tolerance=0.0`: expected a positive number"),
+        ({"max_iterations": 0}, "`max_iterations=0`: expected at least 1"),
         ({"solve_every": 0}, "`solve_every=0`: expected at least 1 step"),
         ({"scale": 0.0}, "`scale=0.0`: expected a positive, finite number"),
         ({"classifier": "linear"}, "`classifier='linear'`: expected 'nme' or 'cosine'"),

@@ -61,6 +61,16 @@ def test_everything_that_grows_is_trained(tmp_path: Path):
         assert step.after["head.norm.num_batches_tracked"] == step.before["head.norm.num_batches_tracked"] + 1
 
 
+def test_batch_norm_can_keep_what_it_measured_in_the_first_task(tmp_path: Path):
+    first, *later = first_steps(tmp_path, make(CSC, freeze_bn_after_task1=True, **SMALL))
+    names = [name for name in first.before if "running" in name or "num_batches" in name]
+    assert names
+    assert all(not torch.equal(first.before[name], first.after[name]) for name in names)
+    for step in later:
+        assert all(torch.equal(step.before[name], step.after[name]) for name in names)
+        assert not torch.equal(step.before["head.norm.weight"], step.after["head.norm.weight"])
+
+
 def test_it_remembers(tmp_path: Path):
     found = results(fit(tmp_path, make(CSC, epochs=4, **SMALL), digits(train_images=300)))
     assert found["multilabel"]["mAP_last"] > 0.7  # MLFineTune: 0.36 after 6 epochs

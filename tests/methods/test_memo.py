@@ -126,25 +126,6 @@ def test_every_default_reaches_the_config(run_cli: Any) -> None:
     assert (found["first_epochs"], found["first_weight_decay"]) == (200, 5e-4)
 
 
-def test_settings_of_the_first_task_can_be_those_of_the_others() -> None:
-    module, task = memo(epochs=3), make_tasks([2, 2])[0]
-    module.grow_to(task)
-    (stage,) = module.stages(task)
-    module.begin_stage(task, stage)
-    made = module.configure_optimizers()
-    assert stage.epochs == 3
-    assert made["optimizer"].param_groups[0]["lr"] == 0.05
-    assert made["lr_scheduler"]["scheduler"].get_last_lr() == [0.05]
-
-
-def test_an_optimizer_without_weight_decay_is_refused_in_the_first_task() -> None:
-    module, task = MEMO(backbone=TINY, optimizer=torch.optim.Rprop), make_tasks([2, 2])[0]
-    module.grow_to(task)
-    module.begin_stage(task, module.stages(task)[0])
-    with pytest.raises(ValueError, match=r"`first_weight_decay=0.0005`, which Rprop has not; give `null`"):
-        module.configure_optimizers()
-
-
 # ---------------------------------------------------------------------- growth
 
 
@@ -334,8 +315,6 @@ def test_size_of_the_grown_body(name: str, cifar_stem: bool, tasks: int, expecte
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"first_epochs": 0}, "`first_epochs=0`: expected at least 1"),
-        ({"first_weight_decay": -1.0}, "`first_weight_decay=-1.0`: expected at least 0"),
         ({"auxiliary_weight": -1.0}, "`auxiliary_weight=-1.0`: expected at least 0"),
         ({"train_specialised": "last"}, "`train_specialised='last'`: expected 'newest' or 'all'"),
         ({"backbone": Backbone("small_cnn", compile=True)}, "MEMO got a backbone with `compile: true`"),

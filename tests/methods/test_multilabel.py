@@ -150,6 +150,25 @@ def test_held_out_images_are_scored_while_training(tmp_path: Path) -> None:
         assert 0 < metrics["val/loss"] < 2 * math.log(2)
 
 
+@pytest.mark.parametrize("kind", ["val", "test"])
+def test_scores_of_no_image_are_undefined_and_not_logged(kind: str) -> None:
+    module, logged = second_task(), {}
+    module.log_dict = lambda values, **options: logged.update(values)
+    module._trainer = SimpleNamespace()  # type: ignore[assignment]
+    scores, end = module._scores[kind], module.on_validation_epoch_end if kind == "val" else module.on_test_epoch_end
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]] * 3)
+    scores.update(logits, torch.zeros(3, 5), torch.arange(3))
+    with pytest.warns(UserWarning, match=r"No (held-out|test) image has a class seen so far"):
+        end()
+    assert list(logged) == (["val/loss"] if kind == "val" else [])
+    scores.update(logits, torch.tensor([[1.0, 0, 0, 0, 0]] * 2 + [[0] * 5]), torch.arange(3))  # none of task 1
+    end()
+    assert all(math.isfinite(value) for value in logged.values())
+    per_task = [name for name in logged if name.count("/") == 2]
+    assert per_task == (["test/class_il/task_0", "test/task_il/task_0"] if kind == "test" else [])
+    assert logged[f"{kind}/class_il"] == 1.0
+
+
 @pytest.mark.parametrize(("method", "data"), [(FineTune, MultiLabelDigits), (MLFineTune, SplitDigits)])
 def test_the_other_kind_of_labels_is_refused(tmp_path: Path, method: Any, data: Any) -> None:
     words = f"{method.__name__} is for data with .*, and {data.__name__} has .*Choose another method"

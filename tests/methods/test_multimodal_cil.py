@@ -147,10 +147,11 @@ def test_prediction_never_sees_the_task(tmp_path: Path) -> None:
     assert ours.tolist() == other.tolist() == alone.tolist()
 
 
-def test_two_ranks_train_what_one_process_trains(tmp_path: Path) -> None:
+def test_two_ranks_train_what_one_process_trains_also_with_experts_that_nobody_takes(tmp_path: Path) -> None:
     found = []
+    many = MIFE(num_experts=8, top_k=1, rank=2, noisy=False, dropout=0.0, router_std=1.0)
     for name, size, more in (("one", 16, {}), ("two", 8, {"devices": 2, "strategy": "ddp_fork"})):
-        module = model(fusion=Fusion(threshold="quantile:0.5"))
+        module = model(mife=many, fusion=Fusion(threshold="quantile:0.5"))
         trainer = fit(tmp_path / name, module, spoken(tmp_path / "fsdd", batch_size=size), **more)
         found.append((module, results(trainer)))
     (ours, one), (theirs, two) = found
@@ -163,6 +164,7 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path) -> None:
         assert mine["fused_fraction"] == other["fused_fraction"]
         for block, shares in mine["expert_usage"].items():
             assert shares == pytest.approx(other["expert_usage"][block])
+            assert 0 in shares  # in the whole task
 
 
 class BreakOff(Callback):

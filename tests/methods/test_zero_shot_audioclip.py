@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_cil.methods import ZeroShotAudioCLIP
-from lightning_cil.networks.audioclip import Towers
+from lightning_cil.networks.audioclip import TextTower, Towers, create_audioclip
 from tests.streams import fit, results, spoken, weights_hash
 
 
@@ -40,7 +40,22 @@ def test_the_score_is_the_pairwise_one(predict: Any) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_projection_that_nobody_fits_is_refused(tmp_path: Path) -> None:
-    towers = Towers("tiny", audio_weights=str(tmp_path / "AudioCLIP.pt"), projection="procrustes")
-    with pytest.raises(ValueError, match="fit_projection"):
-        ZeroShotAudioCLIP(towers=towers)
+@pytest.mark.parametrize("evaluate_before", [True, False])
+def test_the_projection_is_fitted_to_the_names_of_the_first_task(evaluate_before: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = create_audioclip("tiny")
+    text = TextTower(48, width=64, blocks=1, heads=1, context_length=96, vocab_size=258)
+    audio = {f"audio.{name}": value for name, value in source.audio.state_dict().items()}
+    torch.save({**text.state_dict(), **audio}, tmp_path / "audioclip.pt")
+    towers = Towers("tiny", audio_weights=str(tmp_path / "audioclip.pt"), projection="procrustes")
+    module, data = ZeroShotAudioCLIP(towers=towers), spoken(tmp_path / "fsdd")
+    start = module.backbone.projection.weight.clone()
+    trainer = fit(tmp_path / "run", module, data, evaluate_before_training=evaluate_before)
+    expected = module.backbone.projection.weight.clone()
+    assert not torch.equal(expected, start)
+    module.backbone.set_projection(start)
+    towers.fit_projection(module.backbone, data.class_names[:5])
+    torch.testing.assert_close(expected, module.backbone.projection.weight)
+    again = ZeroShotAudioCLIP.load_from_checkpoint(Path(trainer.log_dir) / "checkpoints" / "last.ckpt")
+    assert torch.equal(again.backbone.projection.weight, expected)
+    assert not again.backbone.projection.weight.requires_grad

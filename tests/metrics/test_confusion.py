@@ -5,7 +5,14 @@ import pytest
 from sklearn.metrics import confusion_matrix as reference
 from sklearn.metrics import recall_score
 
-from lightning_cil.metrics import confusion_matrix, per_class_accuracy, recency_bias, task_confusion
+from lightning_cil.metrics import (
+    average_forgetting,
+    class_forgetting,
+    confusion_matrix,
+    per_class_accuracy,
+    recency_bias,
+    task_confusion,
+)
 
 SIZES = [3, 1, 4, 2]
 NUM_CLASSES = sum(SIZES)
@@ -65,3 +72,19 @@ def test_a_class_without_samples_has_no_accuracy():
 def test_labels_out_of_range_are_refused(target, predicted):
     with pytest.raises(ValueError, match="expected"):
         confusion_matrix(np.array(target), np.array(predicted), NUM_CLASSES)
+
+
+def test_forgetting_by_class_is_the_mean_fall_of_each_class():
+    table = np.random.default_rng(0).random((len(SIZES), NUM_CLASSES))
+    falls = [max(table[i, c] for i in range(3)) - table[3, c] for c in range(8)]
+    assert class_forgetting(table, SIZES) == pytest.approx(sum(falls) / 8)
+    table[1, 9] = np.nan  # of the last task
+    assert class_forgetting(table, SIZES) == pytest.approx(sum(falls) / 8)
+    table[1, 7] = np.nan
+    assert class_forgetting(table, SIZES) is None
+    assert class_forgetting(table[:1], SIZES[:1]) is None
+
+
+def test_forgetting_by_class_with_one_class_a_task_is_that_of_the_tasks():
+    table = np.random.default_rng(1).random((4, 4))
+    assert class_forgetting(table, [1, 1, 1, 1]) == pytest.approx(average_forgetting(table.tolist()))

@@ -212,6 +212,8 @@ def test_new_experts_for_each_task_leave_the_old_ones_as_they_are():
     restored.load_state_dict(module.state_dict())
     torch.testing.assert_close(restored(h, token), module(h, token))
     assert restored.frozen.tolist() == module.frozen.tolist()
+    trained = [expert.lora_A.weight.requires_grad for expert in restored.experts]
+    assert trained == [False] * 4 + [True] * 2  # what an optimizer takes when a run goes on inside the task
 
 
 def test_a_router_for_each_task_is_chosen_for_each_sample():

@@ -26,6 +26,8 @@ def recorded(folder: Path, **changes: object) -> Path:
     run = write_run(folder, **changes)
     (run / "records").mkdir()
     task_il = np.where(TARGET < 2, CLASS_IL % 2, CLASS_IL % 2 + 2)
+    first = np.where(TARGET < 2, [0, 0, 1, 0, -1, -1, -1, -1], -1)
+    np.savez(run / "records" / "task_0.npz", index=np.arange(8), target=TARGET, class_il=first, task_il=first)
     np.savez(run / "records" / "task_1.npz", index=np.arange(8), target=TARGET, class_il=CLASS_IL, task_il=task_il)
     features = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float16)
     np.savez(run / "records" / "features_task_1.npz", index=np.arange(8), target=TARGET, features=features)
@@ -37,10 +39,14 @@ def test_the_table_of_records(tmp_path: Path) -> None:
     table = load_runs(recorded(tmp_path / "a")).record_table("class_il")
     assert [c.key for c in table.columns] == list(RECORD_FORMULAS)
     values = [cell.mean for cell in table.rows[0].cells]
-    assert values == pytest.approx([2 / 4, 1 / 4, 0.5 * 3 / 4 + 0.5 * 1 / 4, 3 / 4])
+    assert values == pytest.approx([2 / 4, (1 / 2 + 0) / 2, 1 / 4, 0.5 * 3 / 4 + 0.5 * 1 / 4, 3 / 4])
     other = load_runs(tmp_path / "a").record_table("task_il")
-    assert [c.key for c in other.columns] == ["min-ACC", "WC-ACC", "gap"]  # recency is of Class-IL
-    assert [cell.mean for cell in other.rows[0].cells] == pytest.approx([3 / 4, 0.5 + 0.5 * 3 / 4, 1 / 4])
+    assert [c.key for c in other.columns] == ["class AF", "min-ACC", "WC-ACC", "gap"]  # recency is of Class-IL
+    assert [cell.mean for cell in other.rows[0].cells] == pytest.approx(
+        [(0 - 1 / 2) / 2, 3 / 4, 0.5 + 0.5 * 3 / 4, 1 / 4]
+    )
+    (tmp_path / "a" / "records" / "task_0.npz").unlink()
+    assert "class AF" not in [c.key for c in load_runs(tmp_path / "a").record_table("class_il").columns]
 
 
 def test_runs_without_records_have_no_such_table(tmp_path: Path) -> None:
@@ -66,7 +72,7 @@ def test_references_have_no_stability_gap(tmp_path: Path, method: str, why: str)
     recorded(tmp_path / "other", method=method)
     runs = load_runs(tmp_path)
     scores = record_scores(next(g for g in runs.groups if g.label == method), "class_il")
-    for name in ("min-ACC", "WC-ACC", "gap"):
+    for name in ("class AF", "min-ACC", "WC-ACC", "gap"):
         assert scores[name].mean is None
         assert why in scores[name].reason
     runs.write(tmp_path / "out")

@@ -20,6 +20,7 @@ from lightning_cil.methods import (
     L2P,
     MEMO,
     NFL,
+    TOPIC,
     Coil,
     DERPlusPlus,
     FineTune,
@@ -28,12 +29,15 @@ from lightning_cil.methods import (
     LwF,
     MLDERPlusPlus,
     MLPODNet,
+    MMICaRL,
+    MultimodalCIL,
     NFLPlus,
     RebLL,
 )
-from lightning_cil.networks import Backbone, CifarResNet
+from lightning_cil.networks import MIFE, Backbone, CifarResNet, Fusion
+from lightning_cil.networks.audioclip import Prompts
 from tests.callbacks.conftest import TinyTasks
-from tests.streams import ROUND, sgd
+from tests.streams import ROUND, sgd, spoken
 
 
 class DropoutNet(nn.Module):
@@ -100,6 +104,29 @@ NETWORKS: dict[str, tuple[type[IncrementalModule], dict[str, Any]]] = {
 }
 """Methods with networks of their own, on maps of `small_cnn` or a transformer."""
 
+TOWERS: dict[str, tuple[type[IncrementalModule], dict[str, Any]]] = {
+    "multimodal": (
+        MultimodalCIL,
+        {
+            "mife": MIFE(rank=4, freeze_after_task=1),
+            "fusion": Fusion(threshold="quantile:0.5"),
+            "prompts": Prompts(templates=3, sample=2),
+            "optimizer": sgd,
+        },
+    ),
+    "mm_icarl": (MMICaRL, {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3)}),
+    "topic": (
+        TOPIC,
+        {
+            "num_nodes": 8,
+            "new_nodes": 6,
+            "anchor_target": "features",
+            "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3),
+        },
+    ),
+}
+"""Methods on AudioCLIP's towers, for pictures with sounds."""
+
 
 def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModule, list[Callback], dict[str, Any]]:
     """Module, data, callbacks and the trainer's options of a case."""
@@ -148,6 +175,10 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
     elif name == "early":
         module = tiny(FineTune, epochs=4)
         callbacks = [EarlyStopping("val/class_il", mode="max", patience=1, min_delta=1.0), *callbacks]
+    elif name in TOWERS:
+        data = spoken(Path(case["sounds"]), batch_size=8, num_tasks=None, sizes=[4, 6])
+        method, options = TOWERS[name]
+        module = method(**{"towers": "tiny", "epochs": 1, **options})  # type: ignore[arg-type]
     elif name == "files":
         folder = case["images"]
         data = ImageFolderTasks(folder, image_size=32, sizes=[2, 2], batch_size=4, num_workers=case["workers"])

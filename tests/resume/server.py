@@ -114,13 +114,17 @@ class After(StreamCallback):
 
 
 def run(job: dict[str, Any]) -> None:
-    """One run, or one script, in this process, which ends with it."""
+    """One run, or one script or module with its arguments, in this process, which ends with it."""
     root = Path(job["root"])
     os.environ.update(job.get("env", {}))
-    if "script" in job:
+    if "script" in job or "module" in job:
         os.chdir(root)
-        sys.argv, sys.path[0] = [job["script"]], str(Path(job["script"]).parent)
-        runpy.run_path(job["script"], run_name="__main__")
+        sys.argv = [job.get("script", job.get("module")), *map(str, job.get("argv", []))]
+        if "module" in job:
+            runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+        else:
+            sys.path[0] = str(Path(job["script"]).parent)
+            runpy.run_path(job["script"], run_name="__main__")
         return
     events = Events(job)
     replace = checkpoint.replace_durably

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.formats import write_image_folder
+from tests.data.formats import write_fsdd, write_image_folder
 from tests.resume.conftest import Runs, left_behind, output, points
 
 SEED = int(os.environ.get("KILL_SEED", 0)) or int.from_bytes(os.urandom(4), "big")
@@ -41,12 +41,15 @@ INSIDE = {
     "ML-DER++": ["batch end 1", "task end 1"],
     "CSC": ["batch end 1"],
     "KRT": ["batch end 1"],
+    "MLPODNet": ["batch end 1"],
+    "AGCN": ["batch end 1"],
+    "L2P": ["batch end 1"],
     "NFL, recorded": [f"stage start 2 step {step}" for step in (3, 5)],
     "NFL+": ["stage start 0 autoencoder", "stage start 1 gamma", "stage start 1 autoencoder", "stage start 2 gamma"],
 }
 """Between the steps of a round, and where a body grows; where a run is killed inside of them is left to chance."""
 
-MORE = {"RebLL": 1, "ML-DER++": 1, "CSC": 0, "KRT": 0}
+MORE = {"RebLL": 1, "ML-DER++": 1, **dict.fromkeys(("CSC", "KRT", "MLPODNet", "AGCN", "L2P"), 0)}
 
 CASES: dict[str, dict[str, Any]] = {
     "ER": {"name": "er", "checkpoint": {"every_n_train_steps": 1}},
@@ -72,6 +75,9 @@ CASES: dict[str, dict[str, Any]] = {
     "ML-DER++": {"name": "ml_derpp", "checkpoint": {"every_n_train_steps": 2}},
     "CSC": {"name": "csc", "checkpoint": {"every_n_train_steps": 2}},
     "KRT": {"name": "krt", "checkpoint": {"every_n_train_steps": 2}},
+    "MLPODNet": {"name": "ml_podnet", "checkpoint": {"every_n_train_steps": 2}},
+    "AGCN": {"name": "agcn", "checkpoint": {"every_n_train_steps": 2}},
+    "L2P": {"name": "l2p", "checkpoint": {"every_n_train_steps": 2}},
     "three stages": {"name": "stages", "checkpoint": {"every_n_train_steps": 2}},
     "accumulation": {
         "name": "er",
@@ -128,6 +134,13 @@ def test_decoding_processes_make_no_difference(runs: Runs, tmp_path: Path, worke
     wanted = ["batch start 0", "batch end 1", "batch end 2", "epoch end", "task end 1", "test batch after task 0"]
     wanted += ["half of last.ckpt", "task_0.ckpt named"]
     kill_and_go_on(runs, {**case, "workers": workers}, tmp_path, wanted, 4)
+
+
+@pytest.mark.parametrize("name", ["multimodal", "mm_icarl", "topic"])
+def test_experts_exemplars_with_sounds_and_nodes_come_back(runs: Runs, tmp_path: Path, name: str) -> None:
+    write_fsdd(tmp_path / "sounds")
+    case = {"name": name, "sounds": str(tmp_path / "sounds"), "checkpoint": {"every_n_train_steps": 1}}
+    kill_and_go_on(runs, case, tmp_path, ["batch start 2"], 0)  # only the second task has a third batch
 
 
 def test_two_processes_that_are_killed_go_on_exactly(runs: Runs, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A user's script, run by `test_processes.py` under each launcher: `stream_script.py ROOT STRATEGY [RANK WHERE]`.
 
-Its method and callbacks are defined here and hold lambdas. With RANK and WHERE, that rank is killed there.
+Its method and callbacks are defined here and hold lambdas. With RANK and WHERE, that rank is killed there. With
+`torchrun` in front, torchrun's agent starts two of it, as forks: they need not import everything again.
 """
 
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
 
 from lightning_cil import Task
 from lightning_cil.callbacks import ReplayBuffer, StreamCallback
@@ -67,5 +70,21 @@ def main(root: Path, strategy: str, *kill: str) -> None:
         print(f"folder: {trainer.log_dir}\nweights: {module.head.num_classes} {weights_hash(module)}", flush=True)
 
 
+def rank(root: str, *arguments: str) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # a new program has not the agent's handlers
+    main(Path(root), *arguments)
+
+
+def torchrun(*arguments: str) -> None:
+    """`torchrun --standalone --nproc_per_node 2 stream_script.py ARGUMENTS`."""
+    config = config_from_args(parse_args(["--standalone", "--nproc_per_node", "2", __file__]))[0]
+    config.start_method = "fork"
+    elastic_launch(config, entrypoint=rank)(*arguments)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    if sys.argv[1] == "torchrun":
+        torchrun(*sys.argv[2:])
+    else:
+        main(Path(sys.argv[1]), *sys.argv[2:])

@@ -27,20 +27,13 @@ from lightning_cil.data import SplitDigits
 from lightning_cil.methods import FineTune
 from tests.conftest import RunCli
 from tests.ranks import all_well, run_ranks
+from tests.resume.conftest import Runs, output
 from tests.streams import fit, make
 from tests.trainer import stream_script
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "trainer" / "stream_script.py"
 GO_ON = "give the same command with `--ckpt_path last`"
-
-
-def command(*args: object, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "LOCAL_RANK"))}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *map(str, args)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout
-    )
 
 
 def same_notes(root: Path) -> list[str]:
@@ -53,20 +46,23 @@ def same_notes(root: Path) -> list[str]:
 # ---------------------------------------------------------------------- launchers
 
 
-def test_the_command_starts_its_processes_and_gives_the_matrix_of_one(run_cli: RunCli, tmp_path: Path) -> None:
+def test_the_command_starts_its_processes_and_gives_the_matrix_of_one(
+    runs: Runs, run_cli: RunCli, tmp_path: Path
+) -> None:
     """popen: the quickstart with two processes of batch 16, and with one of batch 32."""
     options = ["--model.epochs", 2, "--data.num_tasks", 2]
     quickstart = ["fit", "--config", ROOT / "examples" / "quickstart.yaml", *options]
     assert run_cli(*quickstart, "--trainer.default_root_dir", tmp_path / "one").code == 0
     two = ["--trainer.default_root_dir", tmp_path / "two", "--data.init_args.batch_size", 16]
-    done = command("-m", "lightning_cil", *quickstart, *two, "--trainer.devices", 2, "--trainer.strategy", "ddp")
-    assert done.returncode == 0, done.stdout + done.stderr
+    two += ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
+    command = {"module": "lightning_cil", "argv": [*map(str, [*quickstart, *two])]}  # rank 1 is a new interpreter
+    assert runs(None, tmp_path, **command) == 0, output(tmp_path)
     ours, theirs = (json.loads((tmp_path / n / "version_0/results.json").read_text()) for n in ("one", "two"))
     assert (ours["world_size"], theirs["world_size"]) == (1, 2)
     assert ours["matrix"] == theirs["matrix"]
     assert ours["before_training"] == theirs["before_training"]
     assert [p.name for p in tmp_path.glob("two/*")] == ["version_0"]  # one run folder for both ranks
-    assert done.stdout.count("Run folder:") == 1
+    assert (tmp_path / "output.txt").read_text().count("Run folder:") == 1
     for k in range(2):
         files = [tmp_path / n / f"version_0/checkpoints/task_{k}.ckpt" for n in ("one", "two")]
         a, b = (torch.load(file, weights_only=True) for file in files)
@@ -137,19 +133,16 @@ def test_a_cluster_process_ends_when_another_dies(tmp_path: Path, rank: int) -> 
     assert GO_ON in ended[1 - rank][1]
 
 
-def test_a_popen_run_ends_when_a_rank_dies(tmp_path: Path) -> None:
-    done = command(SCRIPT, tmp_path, "ddp", 1, "task end")
-    assert done.returncode == 1
-    assert "rank 1 ended (signal SIGKILL)" in done.stderr
-    assert GO_ON in done.stderr
+def test_a_popen_run_ends_when_a_rank_dies(runs: Runs, tmp_path: Path) -> None:
+    assert runs(None, tmp_path, script=str(SCRIPT), argv=[str(tmp_path), "ddp", 1, "task end"]) == 1
+    assert "rank 1 ended (signal SIGKILL)" in output(tmp_path)
+    assert GO_ON in output(tmp_path)
     assert time.time() - (tmp_path / "killed").stat().st_mtime < 60
 
 
-def test_a_torchrun_run_ends_when_a_rank_dies(tmp_path: Path) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29517]
-    done = command(*torchrun, SCRIPT, tmp_path, "ddp", 0, "stage")
-    assert done.returncode != 0
-    assert "exitcode  : -9" in done.stderr  # torchrun's own table, which names the rank
+def test_a_torchrun_run_ends_when_a_rank_dies(runs: Runs, tmp_path: Path) -> None:
+    assert runs(None, tmp_path, script=str(SCRIPT), argv=["torchrun", str(tmp_path), "ddp", 0, "stage"]) != 0
+    assert "exitcode  : -9" in output(tmp_path)  # torchrun's own table, which names the rank
     assert time.time() - (tmp_path / "killed").stat().st_mtime < 60
 
 

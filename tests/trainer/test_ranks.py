@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 from lightning_cil import IncrementalTrainer, Stage, Task
 from lightning_cil.callbacks import EarlyStopping, ReplayBuffer, StreamCallback
@@ -17,6 +18,7 @@ from lightning_cil.methods import (
     ER,
     MEMO,
     NFL,
+    TOPIC,
     Coil,
     DERPlusPlus,
     FineTune,
@@ -25,13 +27,14 @@ from lightning_cil.methods import (
     LwF,
     MLDERPlusPlus,
     MLPODNet,
+    MMICaRL,
     NFLPlus,
     RebLL,
 )
 from lightning_cil.networks import Backbone
 from tests.data import formats
 from tests.resume.cases import NETWORKS
-from tests.streams import ROUND, fit, make, results, weights_hash
+from tests.streams import ROUND, fit, make, results, spoken, weights_hash
 
 RANKS = {"devices": 2, "strategy": "ddp_fork"}
 
@@ -75,6 +78,8 @@ def both(
         module = method()
         if module.label_kind == "multi":
             data = MultiLabelDigits(train_images=200, test_images=60, sizes=sizes, batch_size=size)
+        elif isinstance(module, MMICaRL | TOPIC):
+            data = spoken(root / "sounds", sizes=sizes, num_tasks=None, batch_size=size)
         else:
             data = SplitDigits(sizes=sizes, batch_size=size)
         found.append((fit(root / name, module, data, [*callbacks(), *extra], **more, **options), module))
@@ -87,6 +92,13 @@ PHASES: dict[str, Any] = {  # SGD: Adam makes much of the last digits of small g
     "autoencoder_optimizer": partial(torch.optim.SGD, lr=0.001),
     "gamma_optimizer": partial(torch.optim.SGD, lr=0.001),
 }
+
+
+def on_towers(method: Any, **options: Any) -> IncrementalModule:
+    torch.manual_seed(3)
+    scope = ["image.proj", "text.text_projection"]
+    return method(towers="tiny", scope=scope, epochs=1, optimizer=partial(torch.optim.SGD, lr=0.01), **options)
+
 
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "ER": (lambda: make(ER), lambda: [ReplayBuffer(total=50)], {}),
@@ -127,6 +139,8 @@ CASES |= {
     if kind not in (CSC, MLPODNet)
 }
 CASES["CSC"] = (lambda: make(CSC, graph_width=16, graph_norm="layer"), list, {})
+CASES["MMICaRL"] = (lambda: on_towers(MMICaRL), list, {})
+CASES["TOPIC"] = (lambda: on_towers(TOPIC, num_nodes=8, new_nodes=8, anchors_per_step=100), list, {})
 CASES["MLPODNet"] = (lambda: make(MLPODNet), lambda: [ReplayBuffer(per_class=4, repeat=False)], {})
 
 
@@ -154,6 +168,38 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path, case: str) -> N
                 assert torch.allclose(values, stores[1][column], atol=1e-4, rtol=0), (k, column)
             else:
                 assert values.equal(stores[1][column]), (k, column)
+
+
+def across_ranks(self: nn.SyncBatchNorm, values: torch.Tensor) -> torch.Tensor:
+    """What `SyncBatchNorm` does on GPUs, for gloo, which torch has no kernel for."""
+    if not self.training or not torch.distributed.is_initialized():
+        return nn.functional.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias)
+    moments = torch.cat([values.new_full((1,), len(values)), values.sum(0), values.square().sum(0)])
+    moments = all_reduce(moments)
+    count = moments[0].detach()
+    mean, square = (moments[1:] / count).chunk(2)
+    variance = square - mean.square()
+    with torch.no_grad():
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+    return (values - mean) / (variance + self.eps).sqrt() * self.weight + self.bias
+
+
+def test_csc_with_synchronised_batch_norm_trains_what_one_process_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", across_ranks)
+    on_gpus_only = "_passing_sync_batchnorm_handle"
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, on_gpus_only, lambda *args: None)
+    (one, _), (two, _), ranks = both(tmp_path, lambda: make(CSC, graph_width=16), [4, 3, 3], sync_batchnorm=True)
+    assert ranks.rows(0) == ranks.rows(1)
+    for k in range(3):
+        a, b = (saved(trainer, f"task_{k}")["state_dict"] for trainer in (one, two))
+        assert a["head.norm.num_batches_tracked"] > 3 * k
+        for name, value in a.items():
+            assert close(value, b[name]), (k, name)
+    assert equal(results(one)["matrix"], results(two)["matrix"])
 
 
 def equal(one: Any, two: Any) -> bool:

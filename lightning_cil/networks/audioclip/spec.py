@@ -36,9 +36,9 @@ class Towers:
         batch_norm: Of the audio tower in eval mode: `running` statistics, or the `batch`'s, for comparisons.
         normalize_gradients: Whether the gradients of `fbsp` are divided by their largest magnitude, as AudioCLIP does.
         activation: Of the transformers: `quick_gelu` (OpenAI, AudioCLIP) or `gelu` (some of open_clip's weights).
-        projection: P, frozen: `semi_orthogonal`; `procrustes`, from `audio_weights`' text tower to this one on the
-            classes' prompts, without data; or a local file with one matrix [embed_dim, audio_dim]. `rn50` has the
-            identity unless a file is given.
+        projection: P, frozen: `semi_orthogonal`; `procrustes`, from `audio_weights`' text tower to this one on
+            prompts with the names of the first task's classes, without data, which methods fit before they train; or a
+            local file with one matrix [embed_dim, audio_dim]. `rn50` has the identity unless a file is given.
         projection_seed: Of the semi-orthogonal P.
         vocabulary: OpenAI's `bpe_simple_vocab_16e6.txt.gz`, where no installed package has it, see `Tokenizer`.
         truncate: Whether prompts that are too long lose their last tokens, with a warning; else they are an error.
