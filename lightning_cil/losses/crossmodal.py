@@ -9,8 +9,8 @@ Eq. 5 prints `L_CW = 1/n Σ_i 1/n Σ_j w_ij L_CE` without saying whose cross-ent
 - `A` (default): that of sample i. Visually typical samples weigh more. By the column, j, it is the same, w being
   symmetric.
 - `C`: that of sample j, over the pairs of one class only, each row of weights adding up to 1.
-- CE(p_i, y_j) over all pairs is not offered: pairs of different classes weigh 0.5 to 0.9 too, so that it pulls every
-  sample to every class of the batch.
+- `B`: CE(p_i, y_j) over all pairs. Pairs of different classes weigh 0.5 to 0.9 too, so that it pulls every sample to
+  every class of the batch; for comparison only.
 
 In all of them the weights are constants: else the loss falls by making the features of a batch dissimilar.
 Everything here sees the batch that it is given. On several ranks gather the batch first, with gradients.
@@ -27,7 +27,10 @@ from torch import Tensor
 from lightning_cil.losses._columns import batch_mean
 from lightning_cil.losses.classification import NO_IGNORED_LABEL
 
-__all__ = ["crossmodal_terms", "info_nce", "similarity_weighted_cross_entropy", "similarity_weights"]
+__all__ = ["Reading", "crossmodal_terms", "info_nce", "similarity_weighted_cross_entropy", "similarity_weights"]
+
+Reading = Literal["A", "B", "C"]
+"""Of Eq. 5, see above."""
 
 
 def similarity_weights(visual: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch batch"]:
@@ -64,12 +67,13 @@ def similarity_weighted_cross_entropy(
     logits: Float[Tensor, "batch classes"],
     target: Int[Tensor, " batch"],
     visual: Float[Tensor, "batch dim"],
-    reading: Literal["A", "C"] = "A",
+    reading: Reading = "A",
 ) -> Float[Tensor, ""]:
     """Cross-entropy in which samples that look like others of the batch weigh more.
 
     ```text
     A:  L_CW = 1/n Σ_i (1/n Σ_j w_ij) CE_i                                   Eq. 5
+    B:  L_CW = 1/n Σ_i 1/n Σ_j w_ij CE(p_i, y_j)
     C:  L_CW = 1/n Σ_i Σ_{j: y_j = y_i} (w_ij / Σ_{k: y_k = y_i} w_ik) CE_j
     ```
 
@@ -79,7 +83,7 @@ def similarity_weighted_cross_entropy(
     | w | `similarity_weights(visual)`, a constant | 0 to 1 |
     | n | samples of the batch | at least 0 |
 
-    With all w equal to 1 both are the plain cross-entropy, above which A never is.
+    With all w equal to 1 A and C are the plain cross-entropy, above which A never is.
 
     Source: Chen et al. 2025, Eq. 5, https://arxiv.org/abs/2506.09999; the readings are explained above.
 
@@ -87,7 +91,7 @@ def similarity_weighted_cross_entropy(
         logits: Raw logits of the classes that take part.
         target: long; column of each sample's class.
         visual: Visual features. No gradient flows into them here.
-        reading: `A` or `C`, see above.
+        reading: `A`, `B` or `C`, see above.
 
     Returns:
         Scalar. 0 with a graph for an empty batch.
@@ -102,12 +106,15 @@ def similarity_weighted_cross_entropy(
         >>> round(loss.item(), 4)  # ln(2) / 2: each weighs (1 + 0) / 2
         0.3466
     """
-    if reading not in ("A", "C"):
-        raise ValueError(f"Got `reading={reading!r}`, expected 'A' (all pairs) or 'C' (pairs of one class).")
+    if reading not in ("A", "B", "C"):
+        raise ValueError(f"Got `reading={reading!r}`, expected 'A', 'B' (all pairs) or 'C' (pairs of one class).")
     errors = F.cross_entropy(logits, target, ignore_index=NO_IGNORED_LABEL, reduction="none")
     weights = similarity_weights(visual.detach())
     if reading == "A":
         return batch_mean(weights.sum(dim=1) / max(len(target), 1) * errors)
+    if reading == "B":
+        of_pairs = -logits.log_softmax(dim=1).index_select(1, target)  # [i, j]: the error of i with j's label
+        return batch_mean((weights * of_pairs).sum(dim=1) / max(len(target), 1))
     weights = weights * (target.unsqueeze(0) == target.unsqueeze(1))
     return batch_mean((weights / weights.sum(dim=1, keepdim=True) * errors).sum(dim=1))
 
@@ -170,7 +177,7 @@ def crossmodal_terms(
     information: Float[Tensor, ""],
     *,
     alpha: float | int = 0.7,
-    reading: Literal["A", "C"] = "A",
+    reading: Reading = "A",
 ) -> dict[str, Float[Tensor, ""]]:
     """Weighted cross-entropy and mutual information.
 

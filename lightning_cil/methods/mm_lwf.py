@@ -7,7 +7,9 @@ model during a task.
 | equation | function |
 |---|---|
 | Eq. 1, cross-entropy | `MultimodalModule.training_logits`, `cross_entropy_over` |
-| Eq. 2-4, distillation over the old classes, T = 2 | `soft_cross_entropy` |
+| Eq. 2-4, distillation over the old classes, T = 2 | T² `soft_cross_entropy` |
+
+The factor T², without which the gradients fall with the temperature, is that of Hinton et al. 2015 and of MoE-Adapters.
 """
 
 import torch
@@ -35,7 +37,7 @@ class MMLwF(MultimodalModule):
         lr_scheduler: See `IncrementalModule`.
         scope: What of the towers is trained, see `PartialFineTune`.
         first_task_scope: The same in the first task; for towers that start from random values.
-        distillation_weight: λ, at least 0 (Mammoth's α: 0.5).
+        distillation_weight: λ, times T², at least 0 (Mammoth's α: 0.5).
         temperature: T > 0 of the distillation (the paper: 2).
         cache_audio: See `MultimodalModule`.
         scores: See `MultimodalModule`.
@@ -96,4 +98,4 @@ class MMLwF(MultimodalModule):
             return new_loss
         old_loss = soft_cross_entropy(logits[:, : self.task.num_old], batch["teacher_logits"], self.temperature)
         self.log_terms(new_loss=new_loss, old_loss=old_loss)
-        return new_loss + self.distillation_weight * old_loss
+        return new_loss + self.distillation_weight * self.temperature**2 * old_loss

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lightning_cil.callbacks.gather import gather_batch
 from lightning_cil.losses import cross_entropy_over, crossmodal_terms, make_mi_estimator
+from lightning_cil.losses.crossmodal import Reading
 from lightning_cil.methods._multimodal import CeScope, MultimodalModule, Scope, ScoreOptions, made
 from lightning_cil.networks import AAVFM, MIFE, Fusion
 from lightning_cil.networks.audioclip import Prompts, Towers
@@ -55,7 +56,8 @@ class MultimodalCIL(MultimodalModule):
         lr_scheduler: See `IncrementalModule`. Default: a cosine (the paper).
         loss: `crossmodal`: Eq. 9; `ce`: plain cross-entropy (ablation).
         alpha: α in [0, 1] (the paper: 0.7); 1 trains without mutual information.
-        reading: Of Eq. 5: `A`: each sample's loss times its mean similarity; `C`: pairs of one class.
+        reading: Of Eq. 5: `A`: each sample's loss times its mean similarity; `C`: pairs of one class; `B`: all pairs,
+            each sample with the other's label, for comparison.
         mi_estimator: `info_nce`, `mine` or `gaussian`.
         mi_options: Further arguments of the estimator, such as `temperature` or `dim`.
         mi_audio: Samples of I(f; a): `all` (Eq. 7), or `fused_only`, those that the fusion fuses.
@@ -85,7 +87,7 @@ class MultimodalCIL(MultimodalModule):
         lr_scheduler: LRSchedulerCallable | None = lambda o: FractionCosineLR(o),
         loss: Loss = "crossmodal",
         alpha: float = 0.7,
-        reading: Literal["A", "C"] = "A",
+        reading: Reading = "A",
         mi_estimator: Estimator = "info_nce",
         mi_options: dict[str, float | int | bool] | None = None,
         mi_audio: Literal["all", "fused_only"] = "all",
@@ -112,7 +114,7 @@ class MultimodalCIL(MultimodalModule):
         )
         for name, value, known in (
             ("loss", loss, ("crossmodal", "ce")),
-            ("reading", reading, ("A", "C")),
+            ("reading", reading, ("A", "B", "C")),
             ("mi_audio", mi_audio, ("all", "fused_only")),
         ):
             if value not in known:
@@ -133,7 +135,7 @@ class MultimodalCIL(MultimodalModule):
             raise ValueError("`mi_audio='fused_only'` needs `fusion: {kind: aavfm}`, which says what is fused.")
         self.loss: Loss = loss
         self.alpha = alpha
-        self.reading: Literal["A", "C"] = reading
+        self.reading: Reading = reading
         self.mi_audio = mi_audio
         self.scale = scale
         informed = loss == "crossmodal" and alpha < 1

@@ -67,6 +67,8 @@ class TOPIC(MultimodalModule):
             letter), `threshold` or `equal`.
         variance_floor: Added to the variances, at least 0.
         min_max_weight: λ₂ of the sum over the batch of all processes, at least 0 (TOPIC: 0.005).
+        push_weight: The same for the part of L_MML that keeps nodes apart, at least 0; `None`: λ₂ (TOPIC). The released
+            code weighs the two parts apart, 0.3 and 0.0001, as means over the batch.
         margin: ξ, at least 0, between features of length 1 (the released code: 0.5).
         centroid_lr: Learning rate of the new nodes' centroids, above 0. The released code has 0.1 with SGD; AdamW's
             steps have the size of the learning rate itself.
@@ -108,6 +110,7 @@ class TOPIC(MultimodalModule):
         anchor_precision: Precision = "relative",
         variance_floor: float = 1e-4,
         min_max_weight: float = 0.005,
+        push_weight: float | None = None,
         margin: float = 0.5,
         centroid_lr: float = 1e-3,
         gas_rate: float = 0.02,
@@ -141,6 +144,7 @@ class TOPIC(MultimodalModule):
             ("anchor_target", anchor_target, anchor_target in ("centroid", "features"), "'centroid' or 'features'"),
             ("variance_floor", variance_floor, variance_floor >= 0, "at least 0"),
             ("min_max_weight", min_max_weight, min_max_weight >= 0, "at least 0; TOPIC: 0.005"),
+            ("push_weight", push_weight, push_weight is None or push_weight >= 0, "at least 0, or null"),
             ("margin", margin, margin >= 0, "at least 0"),
             ("centroid_lr", centroid_lr, centroid_lr > 0, "a positive number"),
             ("distillation_weight", distillation_weight, distillation_weight >= 0, "at least 0"),
@@ -156,6 +160,7 @@ class TOPIC(MultimodalModule):
         self.anchor_precision: Precision = anchor_precision
         self.variance_floor = variance_floor
         self.min_max_weight = min_max_weight
+        self.push_weight = min_max_weight if push_weight is None else push_weight
         self.margin = margin
         self.centroid_lr = centroid_lr
         self.distillation_weight = distillation_weight
@@ -262,8 +267,9 @@ class TOPIC(MultimodalModule):
                     self.gas.linked,
                     margin=self.margin,
                 )
-                for name, part in parts.items():  # the sum over all ranks' samples, as DDP takes the mean of the ranks
-                    terms[name] = self.min_max_weight * self._world_size * part
+                # the sum over all ranks' samples, as DDP takes the mean of the ranks
+                terms["pull"] = self.min_max_weight * self._world_size * parts["pull"]
+                terms["push"] = self.push_weight * self._world_size * parts["push"]
         if self.distillation_weight and "teacher_logits" in batch:
             kept = soft_cross_entropy(logits[:, : self.task.num_old], batch["teacher_logits"], self.temperature)
             terms["distillation"] = self.distillation_weight * self.temperature**2 * kept

@@ -175,7 +175,7 @@ class MoEAdapter(nn.Module):
         self.experts = GrowingList(self._stored_expert)
         self.routers = GrowingList(self._stored_router)
         self.register_buffer("frozen", torch.zeros(0, dtype=torch.bool))
-        self.register_load_state_dict_post_hook(_freeze_as_loaded)
+        self.register_load_state_dict_post_hook(_freeze_as_loaded)  # type: ignore[no-untyped-call]
         self.counter = StepCounter(2)
         self.add_experts(num_experts)
         self.add_router()

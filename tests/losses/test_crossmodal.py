@@ -34,7 +34,17 @@ def weighted_within_classes(logits, visual) -> float:
     return total / len(errors)
 
 
-@pytest.mark.parametrize(("reading", "expected"), [("A", weighted), ("C", weighted_within_classes)])
+def weighted_pairs(logits, visual) -> float:
+    """Reading B: the error of every sample with every other's label."""
+    total = 0.0
+    for z, row in zip(logits, weights_of(visual), strict=True):
+        total += slow.mean([w * -math.log(slow.softmax(z)[y]) for w, y in zip(row, TARGET, strict=True)])
+    return total / len(logits)
+
+
+@pytest.mark.parametrize(
+    ("reading", "expected"), [("A", weighted), ("B", weighted_pairs), ("C", weighted_within_classes)]
+)
 def test_weighted_cross_entropy_equals_the_reference(reading, expected):
     logits = slow.random_matrix(4, 5, 0).requires_grad_()
     visual = slow.random_matrix(4, 3, 1)
@@ -47,7 +57,7 @@ def test_weighted_cross_entropy_equals_the_reference(reading, expected):
     slow.check_gradients(loss, {"logits": logits}, reference)
 
 
-@pytest.mark.parametrize("reading", ["A", "C"])
+@pytest.mark.parametrize("reading", ["A", "B", "C"])
 def test_weights_are_constants(reading):
     visual = slow.random_matrix(4, 3, 1).requires_grad_()
     logits = slow.random_matrix(4, 5, 0).requires_grad_()
@@ -63,7 +73,7 @@ def test_unit_weights_and_alpha_of_1_give_the_plain_cross_entropy(reading):
     assert sum(terms.values()).item() == pytest.approx(slow.cross_entropy(logits.tolist(), TARGET, 0, 5), rel=1e-12)
 
 
-@pytest.mark.parametrize("reading", ["A", "C"])
+@pytest.mark.parametrize("reading", ["A", "B", "C"])
 def test_one_sample_has_weight_1(reading):
     logits = slow.random_matrix(1, 5, 0)
     loss = similarity_weighted_cross_entropy(logits, torch.tensor([3]), slow.random_matrix(1, 3, 1), reading)

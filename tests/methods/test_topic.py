@@ -62,7 +62,7 @@ def literal(module: TOPIC, data: SpokenDigits, batch: Any) -> torch.Tensor:
         total += module.anchor_weight * (weight * (feature - where) ** 2).sum()
     features = F.normalize(module.features(*module.inputs(batch)), dim=1)
     terms = min_max_terms(features, batch["target"], gas.positions(), gas.labels, gas.linked, margin=module.margin)
-    total += module.min_max_weight * sum(terms.values())
+    total += module.min_max_weight * terms["pull"] + module.push_weight * terms["push"]
     if module.distillation_weight:
         log_q = F.log_softmax(logits[:, :5] / module.temperature, dim=1)
         p = F.softmax(batch["teacher_logits"] / module.temperature, dim=1)
@@ -74,7 +74,7 @@ def literal(module: TOPIC, data: SpokenDigits, batch: Any) -> torch.Tensor:
     "options",
     [
         {},
-        {"anchor_target": "features", "anchor_precision": "inverse", "margin": 3.0, "min_max_weight": 0.5},
+        {"anchor_target": "features", "anchor_precision": "inverse", "margin": 3.0, "push_weight": 0.5},
         {"distillation_weight": 2.0, "scope": "last_block"},  # with a trained audio tower
     ],
 )
