@@ -56,6 +56,8 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "Zero-shot": ("zero_shot", []),
     "Partial fine-tuning": ("partial_finetune", TRAINING),
     "LwF": ("lwf", TRAINING),
+    "iCaRL": ("icarl", TRAINING),
+    "TOPIC": ("topic", TRAINING),
     "MoE-CLIP": ("moe_clip", TRAINING),
     "Ours": ("multimodal_cil", [*TRAINING, DIVERSE, FUSION]),
     "Baseline": ("ablation_baseline", TRAINING),
