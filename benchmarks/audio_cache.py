@@ -66,7 +66,8 @@ def stream(turn: turns.Turns, rounds: int, *, cached: bool, **prompts: Any) -> d
             turn.tick()
 
     seed_everything(0, verbose=False)
-    steps, epochs = 5, -(-turn.needed(rounds) // 5)
+    steps = 3
+    epochs = -(-turn.needed(rounds) // steps)
     module = MultimodalCIL(
         towers=PRESET, prompts=Prompts(**prompts), epochs=epochs, cache_audio=cached, fusion=None, mife=_experts()
     )
@@ -162,7 +163,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.smoke:
         global BATCH, CLASSES, SECONDS, PRESET, TEMPLATES
         BATCH, CLASSES, SECONDS, PRESET, TEMPLATES = 2, 2, 0.1, "tiny", (1, 3)
-    rounds, steps = (2, 1) if options.smoke else (9, 2) if options.quick else (21, 2)
+    rounds, steps = (2, 1) if options.smoke else (7, 2) if options.quick else (21, 2)
     results: dict[str, Any] = {"machine": turns.machine(1)}
     print(results["machine"], end="\n\n", flush=True)
     with turns.quiet():

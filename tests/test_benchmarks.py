@@ -132,13 +132,13 @@ def test_runs_of_mcil_and_their_table(script, monkeypatch, tmp_path):
 def test_configs_of_mcil_are_taken(script, monkeypatch, stream, method, run_cli):
     monkeypatch.syspath_prepend(str(BENCHMARKS / "mcil"))
     run = script("run")
-    arguments = run.arguments(stream, method, 3, Path("out"), Path("packs"), Path("w.pt"))
+    arguments = run.arguments(stream, method, 3, Path("out"), Path("packs"), Path("w"))
     code, stdout, stderr = run_cli(*arguments, "--print_config")
     assert code == 0, stderr
     config = yaml.safe_load(stdout)
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    assert (model["towers"]["clip_weights"], model["optimizer"]["init_args"]["lr"]) == ("w.pt", 0.001)
-    assert "audio.*" in model["first_task_scope"]
+    assert Path(model["towers"]["clip_weights"]) == Path("w/small.pt")
+    assert (model["first_task_scope"], model["optimizer"]["init_args"]["lr"]) == ("all", 0.0005)
     assert data["sample_rate"] == 16_000
     assert data.get("num_tasks") == {"digits": None, "esc19_t6": 6}[stream]
 
