@@ -255,6 +255,12 @@ def _problem_text(problem: Problem) -> str:
         name = problem.keys[-1].rpartition(".")[2]
         near = _near(name, _options(problem.parser))
         accepts = ", ".join(sorted(_options(problem.parser))[:12])
+        if owner == "Optimizer":  # the base of all: the config has `null`
+            parent = key.rpartition(".")[0]
+            return (
+                f"{where} is an option of an optimizer, and none is chosen, as the method brings its own; expected its "
+                f"class, too: `--{parent} torch.optim.SGD --{key} VALUE`."
+            )
         return f"{where}: {owner or 'this class'} has no option {name!r}.{_did_you_mean(near)}" + (
             f" It has: {accepts}." if accepts and not near else ""
         )
