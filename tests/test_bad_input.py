@@ -54,7 +54,10 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("--trainer.limit_train 3", ["`--trainer.limit_train`", "`--trainer.limit_train_batches`"]),
         ("--ckpt_pth x", ["`--ckpt_pth`", "`--ckpt_path`"]),
         ("--modl.epochs 3", ["`--modl.epochs`", "`--model`"]),
-        ("--model ICaRL --model.optimizer null --model.optimizer.lr 1", ["`model.optimizer.lr`", "--model.optimizer torch.optim.SGD"]),
+        (
+            "--model ICaRL --model.optimizer null --model.optimizer.lr 1",
+            ["`model.optimizer.lr`", "--model.optimizer torch.optim.SGD"],
+        ),
         ("--model.optimizer.lrr 1", ["`model.optimizer.lrr`", "SGD has no option", "`lr`"]),
         ("--model.backbone.nam x", ["`model.backbone.nam`", "Backbone has no option", "`name`"]),
         ("stray", ["`stray` belongs to no option"]),
