@@ -442,7 +442,7 @@ class _Reader:
             sizes = [int(size)] * int(count)
         if not isinstance(sizes, list) or not sizes or not all(type(s) is int and s > 0 for s in sizes):
             raise ValueError(
-                f"{self.path}: `protocols.{name}.task_sizes` is {sizes!r}, expected 10×10 or [50, 10, 10], or 3 tasks."
+                f"{self.path}: `protocols.{name}.task_sizes` is {sizes!r}, expected 10×10, [50, 10, 10] or 3 tasks."
             )
         return Protocol(name, str(found["title"]), str(found["data"]), tuple(sizes), len(sizes))
 

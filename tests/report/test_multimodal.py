@@ -207,7 +207,7 @@ figures: {fig1: {title: Confusion, draw: confusion, tables: [table1], protocols:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("2 tasks", "two tasks", "`protocols.two.task_sizes` is 'two tasks', expected 10×10 or "),
+        ("2 tasks", "two tasks", "`protocols.two.task_sizes` is 'two tasks', expected 10×10, "),
         ("[5, 20]", "[5]", r"\(iCaRL\) has 1 budgets, expected one, or 2"),
         ("after: 2", "after: 0", "`figures.fig1` has `after: 0`, expected a number of tasks"),
         ("draw: confusion", "draw: curves", "`figures.fig1` has `after: 2`, expected .* a figure of similarity, "),
