@@ -65,6 +65,8 @@ class MultimodalCIL(MultimodalModule):
         ce_scope: Classes of the softmax in training: `seen`: all so far; `new`: the current task's.
         router_selector: With `mife: {router: per_task}`: which router an image takes at test: `last`; `nearest`: that
             of the task whose mean frozen feature is nearest; `ddas`. Texts take the last.
+        router_options: Further arguments of `ddas`: `code`, `threshold`, `iterations`, `lr`; see
+            `ReconstructionSelector`.
         first_task_scope: What of the towers is trained in the first task besides; for towers that start from random
             values.
         cache_audio: See `MultimodalModule`.
@@ -94,6 +96,7 @@ class MultimodalCIL(MultimodalModule):
         scale: float | None = None,
         ce_scope: CeScope = "seen",
         router_selector: SelectorKind = "last",
+        router_options: dict[str, float | int | None] | None = None,
         first_task_scope: Scope = "none",
         cache_audio: bool = True,
         scores: ScoreOptions | None = None,
@@ -142,7 +145,9 @@ class MultimodalCIL(MultimodalModule):
         options: Mapping[str, Any] = mi_options or {}
         self.mi_visual = make_mi_estimator(mi_estimator, dim, dim, **options) if informed else None
         self.mi_sound = make_mi_estimator(mi_estimator, dim, dim, **options) if informed else None
-        self.router_selector = make_router_selector(router_selector, dim) if router_selector != "last" else None
+        of_selector: Mapping[str, Any] = router_options or {}
+        selector = make_router_selector(router_selector, dim, **of_selector)
+        self.router_selector = selector if router_selector != "last" else None
 
     def extra_parameters(self) -> list[str]:
         """The fusion's, and those of the estimators of mutual information."""

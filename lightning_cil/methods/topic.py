@@ -61,6 +61,7 @@ class TOPIC(MultimodalModule):
             samples at most. Every class has one at least.
         anchor_weight: λ₁ of the sum over nodes, at least 0 (TOPIC: 0.5).
         anchors_per_step: Samples of nodes drawn in each step on each process, at least 1.
+        replay: Whether the drawn samples take part in the cross-entropy, too; in the paper only new ones do.
         anchor_target: Where a node's sample is to stay: `centroid`: its node; `features`: where the model put it at the
             end of the last task.
         anchor_precision: Weights of the coordinates in L_AL, see `NeuralGas.precision`: `relative`, `inverse` (TOPIC's
@@ -106,6 +107,7 @@ class TOPIC(MultimodalModule):
         new_nodes: int = 50,
         anchor_weight: float = 0.5,
         anchors_per_step: int = 32,
+        replay: bool = False,
         anchor_target: Literal["centroid", "features"] = "centroid",
         anchor_precision: Precision = "relative",
         variance_floor: float = 1e-4,
@@ -156,6 +158,7 @@ class TOPIC(MultimodalModule):
         self.new_nodes = new_nodes
         self.anchor_weight = anchor_weight
         self.anchors_per_step = anchors_per_step
+        self.replay = replay
         self.anchor_target = anchor_target
         self.anchor_precision: Precision = anchor_precision
         self.variance_floor = variance_floor
@@ -252,54 +255,51 @@ class TOPIC(MultimodalModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """CE + λ₁ L_AL + λ₂ L_MML, and distillation if it has a weight."""
         assert self.task is not None
-        fused = self.features(*self.inputs(batch))
+        fused, target = self.features(*self.inputs(batch)), batch["target"]
+        size, later = len(target), not self.task.is_first and self.gas.num_nodes > 0
+        terms: dict[str, Tensor] = {}
+        if later:
+            rows, anchors = self._drawn_nodes()
+            terms = self._graph_terms(fused, anchors, target, rows)
+            if self.replay:
+                fused, target = torch.cat([fused, anchors]), torch.cat([target, self.gas.labels[rows]])
         logits, _ = self.training_logits(fused)
-        terms = {"cross_entropy": cross_entropy_over(logits, batch["target"], 0, logits.shape[1])}
-        if not self.task.is_first and self.gas.num_nodes:
-            features = F.normalize(fused.float(), dim=1)
-            with torch.autocast(features.device.type, enabled=False):
-                terms["anchor"] = self.anchor_weight * self._anchor_loss(self._anchors())
-                parts = min_max_terms(
-                    features,
-                    batch["target"],
-                    self.gas.positions(),
-                    self.gas.labels,
-                    self.gas.linked,
-                    margin=self.margin,
-                )
-                # the sum over all ranks' samples, as DDP takes the mean of the ranks
-                terms["pull"] = self.min_max_weight * self._world_size * parts["pull"]
-                terms["push"] = self.push_weight * self._world_size * parts["push"]
+        terms["cross_entropy"] = cross_entropy_over(logits, target, 0, logits.shape[1])
         if self.distillation_weight and "teacher_logits" in batch:
-            kept = soft_cross_entropy(logits[:, : self.task.num_old], batch["teacher_logits"], self.temperature)
+            old = logits[:size, : self.task.num_old]
+            kept = soft_cross_entropy(old, batch["teacher_logits"], self.temperature)
             terms["distillation"] = self.distillation_weight * self.temperature**2 * kept
         self.log_terms(**terms)
         return torch.stack(list(terms.values())).sum()
 
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self._trainer is not None else 1
+    def _graph_terms(self, fused: Tensor, anchors: Tensor, target: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """λ₁ L_AL and both parts of λ₂ L_MML, of the features of new samples and of some nodes' samples."""
+        gas = self.gas
+        where = gas.centroids if self.anchor_target == "centroid" else gas.sample_features
+        precision = gas.precision(self.anchor_precision, self.variance_floor)
+        with torch.autocast(fused.device.type, enabled=False):
+            kept = anchor_loss(F.normalize(anchors.float(), dim=1), where[rows], precision[rows])
+            features, nodes = F.normalize(fused.float(), dim=1), gas.positions()
+            parts = min_max_terms(features, target, nodes, gas.labels, gas.linked, margin=self.margin)
+        world = self.trainer.world_size  # DDP takes the mean of the ranks, and L_MML is a sum over all their samples
+        return {
+            "anchor": self.anchor_weight * gas.num_nodes / len(rows) * kept,
+            "pull": self.min_max_weight * world * parts["pull"],
+            "push": self.push_weight * world * parts["push"],
+        }
 
-    def _anchors(self) -> Tensor:
-        """This rank's share of the nodes drawn for the step, long `[A]`, on the CPU."""
-        trainer: Any = self.trainer
-        size = min(self.anchors_per_step, max(1, self.gas.num_nodes // trainer.world_size))
-        step = trainer.fit_loop.total_batch_idx
-        rows = draw_rows(self.gas.num_nodes, size * trainer.world_size, self._seed(self.tasks[0], 2), step)
-        return rows[trainer.global_rank * size : (trainer.global_rank + 1) * size]
-
-    def _anchor_loss(self, rows: Tensor) -> Tensor:
-        """L_AL of all nodes, estimated from some."""
+    def _drawn_nodes(self) -> tuple[Tensor, Tensor]:
+        """This rank's share of the nodes drawn for the step, long `[A]`, and their samples' features `[A, dim]`."""
         trainer: Any = self.trainer
         datamodule = trainer.datamodule
+        size = min(self.anchors_per_step, max(1, self.gas.num_nodes // trainer.world_size))
+        step = trainer.fit_loop.total_batch_idx
+        drawn = draw_rows(self.gas.num_nodes, size * trainer.world_size, self._seed(self.tasks[0], 2), step)
+        rows = drawn[trainer.global_rank * size : (trainer.global_rank + 1) * size]
         index = self._samples[rows]
         image = datamodule.transform(to_device(datamodule.stored_images(index), self.device))
-        index, rows = to_device(index, self.device), to_device(rows, self.device)
-        anchors: Any = {"replay_image": image, "replay_index": index}
-        features = F.normalize(self.features(*self.inputs(anchors, "replay_")).float(), dim=1)
-        where = self.gas.centroids if self.anchor_target == "centroid" else self.gas.sample_features
-        precision = self.gas.precision(self.anchor_precision, self.variance_floor)[rows]
-        return anchor_loss(features, where[rows], precision) * (self.gas.num_nodes / max(len(rows), 1))
+        anchors: Any = {"replay_image": image, "replay_index": to_device(index, self.device)}
+        return to_device(rows, self.device), self.features(*self.inputs(anchors, "replay_"))
 
     # ------------------------------------------------------------------ what a run keeps
 

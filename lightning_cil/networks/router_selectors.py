@@ -111,6 +111,9 @@ class ReconstructionSelector(RouterSelector):
         iterations: Steps of Adam on all features of a task; the code's 300.
         lr: Of these steps.
         seed: Of the first values.
+
+    Raises:
+        ValueError: For a number out of range.
     """
 
     def __init__(
@@ -124,6 +127,11 @@ class ReconstructionSelector(RouterSelector):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if code < 1 or iterations < 1 or not lr > 0:
+            raise ValueError(
+                f"ReconstructionSelector got `code={code}`, `iterations={iterations}`, `lr={lr}`; expected two of at "
+                "least 1, and a positive number."
+            )
         self.dim = dim
         self.code = min(code, dim - 1)
         self.threshold = threshold
@@ -165,21 +173,27 @@ class ReconstructionSelector(RouterSelector):
         return self._make(0).requires_grad_(False)
 
 
-def make_router_selector(kind: SelectorKind, dim: int, seed: int = 0) -> RouterSelector:
+def make_router_selector(kind: SelectorKind, dim: int, seed: int = 0, **options: Any) -> RouterSelector:
     """Make a selector by name.
 
     Args:
         kind: `last`, `nearest` or `ddas`.
         dim: Width of the features.
         seed: Of what it learns.
+        options: Of `ddas`: arguments of `ReconstructionSelector`.
 
     Raises:
-        ValueError: For an unknown name.
+        ValueError: For an unknown name, or options that it does not have.
     """
+    known = ("code", "threshold", "iterations", "lr") if kind == "ddas" else ()
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(
+            f"`router_options` has {unknown} for `router_selector={kind!r}`; expected {list(known) or 'none'}."
+        )
     if kind == "last":
         return LastRouter()
     if kind == "nearest":
         return NearestTask()
     if kind == "ddas":
-        return ReconstructionSelector(dim, seed=seed)
+        return ReconstructionSelector(dim, seed=seed, **options)
     raise ValueError(f"`router_selector={kind!r}` is unknown; expected 'last', 'nearest' or 'ddas'.")

@@ -205,9 +205,18 @@ def test_a_router_for_each_task_is_chosen_by_the_image(tmp_path: Path) -> None:
     assert results(trainer)["status"] == "complete"
 
 
+def test_options_reach_the_selector() -> None:
+    options: dict[str, Any] = {"code": 5, "threshold": 0.0655, "iterations": 7, "lr": 0.1}
+    module = model(mife=MIFE(rank=4, router="per_task"), router_selector="ddas", router_options=options)
+    assert {name: getattr(module.router_selector, name) for name in options} == options
+    with pytest.raises(ValueError, match="`iterations=0`"):
+        model(mife=MIFE(rank=4, router="per_task"), router_selector="ddas", router_options={"iterations": 0})
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"router_options": {"code": 3}}, r"router_options` has \['code'\]"),
         ({"alpha": 2.0}, "`alpha=2.0`"),
         ({"loss": "mse"}, "loss='mse'"),
         ({"router_selector": "nearest"}, "router: per_task"),

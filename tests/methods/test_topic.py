@@ -51,6 +51,11 @@ def literal(module: TOPIC, data: SpokenDigits, batch: Any) -> torch.Tensor:
     gas = module.gas
     if not gas.num_nodes:
         return total
+    if module.replay:
+        every, label = gas.samples, gas.labels[: gas.num_nodes]
+        images, waves = data.transform(data.stored_images(every)), data.transform_audio(data.load_audio(every))
+        both = torch.cat([logits, module(images, waves)])
+        total = F.cross_entropy(both, torch.cat([batch["target"], label]))
     for j in range(gas.num_nodes):
         index = gas.samples[j : j + 1]
         image, wave = data.transform(data.stored_images(index)), data.transform_audio(data.load_audio(index))
@@ -74,7 +79,7 @@ def literal(module: TOPIC, data: SpokenDigits, batch: Any) -> torch.Tensor:
     "options",
     [
         {},
-        {"anchor_target": "features", "anchor_precision": "inverse", "margin": 3.0, "push_weight": 0.5},
+        {"anchor_target": "features", "anchor_precision": "inverse", "margin": 3.0, "push_weight": 0.5, "replay": True},
         {"distillation_weight": 2.0, "scope": "last_block"},  # with a trained audio tower
     ],
 )
