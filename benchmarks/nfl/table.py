@@ -24,6 +24,8 @@ PAPER = {  # the paper's table 4 (2,000 exemplars) and table 3 (none; 500 to 5,1
     "MEMO": ("69.92", "89.01 to 90.87"),
 }
 NONE = ("-", "-")
+OTHER = {"linear": "linear head", "nme": "nearest mean"}
+"""The classifier of iCaRL and Coil that does not predict, scored beside the other."""
 
 
 def percent(values: Sequence[float | None]) -> str:
@@ -42,12 +44,13 @@ def finished(folder: Path, tasks: int) -> list[dict[str, Any]]:
 
 
 def cells(out: Path) -> list[str]:
-    """A line for each cell whose runs are over, best Class-IL AIA first; the linear head of iCaRL has its own."""
+    """A line for each cell whose runs are over, best Class-IL AIA first; a second classifier has its own."""
     lines = []
     for folder in out.glob("cells/*"):
         runs = finished(folder, 10)
         others = [r["other_classifier"] for r in runs if "other_classifier" in r]
-        for name, scored in ((folder.name, runs), (f"{folder.name}, linear head", others)):
+        second = f"{folder.name}, {OTHER[others[0]['name']]}" if others else ""
+        for name, scored in ((folder.name, runs), (second, others)):
             if scored:
                 values = {s: [r["scores"][s[0]][s[1]] for r in scored] for s in SCORES}
                 shown = [percent(v) for v in values.values()]
