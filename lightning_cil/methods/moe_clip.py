@@ -9,9 +9,12 @@ with the class-incremental set-up of its code. Memory: none.
 | 2 experts of rank 64, both used, one router that reads token 0, nothing is frozen later | `MIFE.moe_clip()` |
 | cross-entropy over the current task's names | `ce_scope='new'` |
 | "a bad photo of a {}." | `prompts` |
+| 30 steps of warm-up, then half a cosine over the task's steps | `warmup_steps` |
 
-Departures: the router's noise acts in training only; warm-up and learning rate are the config's.
+Departure: the router's noise acts in training only.
 """
+
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -38,12 +41,17 @@ class MoEClip(MultimodalModule):
         scenario: See `IncrementalModule`.
         epochs: Passes over each task's data (the code: 1).
         optimizer: See `IncrementalModule`. Default: AdamW, lr 1e-3, no weight decay (the code).
-        lr_scheduler: See `IncrementalModule`. Default: a cosine.
+        lr_scheduler: See `IncrementalModule`; in place of the code's, see `warmup_steps`.
+        warmup_steps: Steps of a task in which the learning rate rises, at least 0; then it falls along half a cosine,
+            step by step (the code: 30). `None`: it stays, or follows `lr_scheduler`.
         first_task_scope: What of the towers is trained in the first task besides; for towers that start from random
             values.
         ce_scope: Classes of the softmax: `new`: the current task's (the code); `seen`: all so far.
         cache_audio: See `MultimodalModule`.
         scores: See `MultimodalModule`.
+
+    Raises:
+        ValueError: For a negative number of steps.
     """
 
     def __init__(
@@ -56,7 +64,8 @@ class MoEClip(MultimodalModule):
         scenario: Scenario = "class_il",
         epochs: int = 1,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.0),
-        lr_scheduler: LRSchedulerCallable | None = lambda o: FractionCosineLR(o),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        warmup_steps: int | None = 30,
         first_task_scope: Scope = "none",
         ce_scope: CeScope = "new",
         cache_audio: bool = True,
@@ -76,6 +85,19 @@ class MoEClip(MultimodalModule):
             cache_audio=cache_audio,
             scores=scores,
         )
+        if warmup_steps is not None and warmup_steps < 0:
+            raise ValueError(f"`warmup_steps={warmup_steps}`: expected at least 0, or null.")
+        self.warmup_steps = warmup_steps
+
+    def configure_optimizers(self) -> Any:
+        """As `IncrementalModule`'s, or with the code's schedule over the steps of the stage."""
+        optimizer = super().configure_optimizers()
+        if self.lr_scheduler is not None or self.warmup_steps is None:
+            return optimizer
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = FractionCosineLR(optimizer, warmup=min(self.warmup_steps, steps - 1) / steps)
+        schedule.set_num_epochs(steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy on the current task."""
