@@ -235,7 +235,9 @@ class StreamDriver:
                 callbacks.insert(position, needed)
                 replay_before_teacher(callbacks)
                 rank_zero_info(f"{type(self.module).__name__} needs a {type(needed).__name__}: added {needed}")
-        if ReplayBuffer in parts and not self.module.uses_exemplars and self.module.label_kind == "single":
+        method = type(self.module)  # a user's subclass may replay without saying so
+        known = method.__module__.startswith("lightning_cil.") or "uses_exemplars" in vars(method)
+        if ReplayBuffer in parts and known and not method.uses_exemplars and method.label_kind == "single":
             rank_zero_warn(
                 f"{type(self.module).__name__} uses no exemplars: those of the callback `ReplayBuffer` are stored and "
                 "counted, and change nothing. Take it out (on the command line `--trainer.callbacks null`), or choose "

@@ -169,7 +169,6 @@ def test_debug_shows_the_traceback(run_cli: RunCli, tmp_path: Path) -> None:
     assert "Traceback" in err
 
 
-@pytest.mark.filterwarnings("ignore:Mine uses no exemplars")  # as FineTune
 def test_a_class_beside_the_config_is_found(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_at_hand.py").write_text("from lightning_cil.methods import FineTune\nclass Mine(FineTune): ...\n")
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])

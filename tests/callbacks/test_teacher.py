@@ -21,6 +21,7 @@ from tests.streams import fit, make, results
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:LwF uses no exemplars"),  # with a memory, whoever uses it
 ]
 
 

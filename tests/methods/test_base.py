@@ -128,3 +128,13 @@ def test_a_memory_that_changes_nothing_is_said(method: type, tmp_path: Path) -> 
     memory = ReplayBuffer(total=10)
     with pytest.warns(UserWarning, match=f"{method.__name__} uses no exemplars: those of the callback `ReplayBuffer`"):
         fit(tmp_path, make(method, **options), TinyTasks(), [memory], fast_dev_run=1)
+
+
+def test_a_subclass_that_may_replay_is_not_warned_of(tmp_path: Path) -> None:
+    class Own(FineTune):
+        pass
+
+    fit(tmp_path, make(Own), TinyTasks(), [ReplayBuffer(total=10)], fast_dev_run=1)
+    Own.uses_exemplars = False
+    with pytest.warns(UserWarning, match="Own uses no exemplars"):
+        fit(tmp_path, make(Own), TinyTasks(), [ReplayBuffer(total=10)], fast_dev_run=1)
