@@ -510,8 +510,17 @@ def _near_classes(base: type | None, given: str) -> list[str]:
 
 
 def _public(base: type) -> list[type]:
-    found = {c.__name__: c for c in _subclasses(base) if not c.__name__.startswith("_") and not inspect.isabstract(c)}
+    found = {
+        c.__name__: c
+        for c in _subclasses(base)
+        if not c.__name__.startswith("_") and not inspect.isabstract(c) and not _is_hidden(c)
+    }
     return [found[name] for name in sorted(found)]
+
+
+def _is_hidden(thing: type) -> bool:
+    """Whether it is a base that classes of this package share."""
+    return thing.__module__.startswith(f"{__package__}.") and "._" in thing.__module__
 
 
 def _is_exported(thing: type) -> bool:

@@ -213,6 +213,13 @@ def test_an_option_below_one_that_a_class_lacks_is_named(
     refused(run_cli("fit", *given), "`model.optimizer`: NoOptimizer has no option 'optimizer'. It has: epochs.")
 
 
+def test_a_shared_base_is_not_proposed(run_cli: RunCli) -> None:
+    code, _, err = run_cli("fit", "--model", "FineTune", "--data", "FileListTask")
+    assert code == 2
+    assert "there is no class `FileListTask`" in err
+    assert "FileListTasks" not in err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named(run_cli: RunCli) -> None:
     refused(run_cli("fit", *QUICKSTART, "--trainer.accelerator", "gpu"), "`accelerator=gpu`", "finds no GPU", "cpu")
