@@ -11,7 +11,7 @@ import torch
 from lightning_cil import _compat
 from lightning_cil.callbacks.stream_state import SCHEMA, StreamState
 from lightning_cil.data.base import IncrementalDataModule
-from lightning_cil.run_lock import is_locked
+from lightning_cil.run_lock import busy
 
 STATE_KEY = "StreamState"
 
@@ -39,7 +39,8 @@ def newest_checkpoint(root: str | Path, idle: bool = False) -> Path | None:
         if not old.with_suffix("").exists():
             old.rename(old.with_suffix(""))
     found = [p for p in Path(root).rglob("checkpoints/last.ckpt") if p.exists()]
-    free = [p for p in found if not (idle and is_locked(p.parent.parent))]
+    taken = busy(p.parent.parent for p in found) if idle else set()
+    free = [p for p in found if p.parent.parent not in taken]
     if found and not free:
         raise ValueError(
             f"`ckpt_path=last`: the run in {found[0].parent.parent} goes on in another process. Wait until it ends, "
