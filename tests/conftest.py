@@ -2,11 +2,14 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
+from tests.ranks import free_port
 
 if TYPE_CHECKING:
     from tests.resume.conftest import Runs
@@ -36,6 +39,13 @@ def _no_seed_left_behind() -> Iterator[None]:
     yield
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _ports_that_stay_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning asks the system for a free port, which a connection of another test may get before it is used."""
+    if module := sys.modules.get("lightning.fabric.plugins.environments.lightning"):
+        monkeypatch.setattr(module, "find_free_network_port", free_port)
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Ranks as forked processes with the environment that torchrun or SLURM gives them: no second import of Lightning."""
 
+import contextlib
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import time
@@ -25,6 +27,16 @@ def environment(cluster: Cluster, rank: int, world: int, port: int) -> dict[str,
     return address | {name: str(value) for name, value in {**counts, **own}.items()}
 
 
+def free_port() -> int:
+    """A port below those that systems give to connections, one of which may take a port between a look and its use."""
+    source = random.SystemRandom()
+    while True:
+        port = source.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def _run(function: Callable[[], None], variables: dict[str, str], log: Path) -> None:
     os.environ.update(variables)
     try:
@@ -40,9 +52,7 @@ def run_ranks(
     function: Callable[[], None], folder: Path, world: int = 2, cluster: Cluster = "torchrun", timeout: float = 120
 ) -> list[tuple[int | None, str]]:
     """Run a function on every rank; exit code (`None`: it hung and was killed) and traceback of each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     logs = [folder / f"rank_{rank}.log" for rank in range(world)]
     for log in logs:

@@ -14,9 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.environments import lightning as environment
 from lightning.pytorch import Callback
 
 from lightning_cil.callbacks import StreamCallback, checkpoint
+from tests.ranks import free_port
 from tests.resume import cases
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT, "usr1": signal.SIGUSR1}
@@ -170,6 +172,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    environment.find_free_network_port = free_port
     print("ready", flush=True)
     for line in iter(sys.stdin.readline, ""):
         if line == "stop\n":
