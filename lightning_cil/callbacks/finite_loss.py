@@ -22,8 +22,12 @@ LONGEST_WAIT = 1000
 """Batches between two looks where nothing is logged for longer."""
 
 
+SMALLEST_SCALE = 1e-4
+"""Of the loss under `16-mixed`, halved 30 times from its first value; fairseq's `min_loss_scale`."""
+
+
 class NonFiniteError(RuntimeError):
-    """The loss or the weights are NaN or infinite. Raised on all ranks at once."""
+    """The loss, the weights or all gradients are NaN or infinite. Raised on all ranks at once."""
 
 
 class FiniteLoss(StreamCallback):
@@ -37,7 +41,8 @@ class FiniteLoss(StreamCallback):
     | `on_train_end` | the same |
 
     A look is one host synchronisation, and with several processes one small collective, so that all of them stop.
-    Gradients that overflow under 16-bit precision are none of its business: the scaler leaves such steps out.
+    Gradients that overflow under 16-bit precision are no error: the scaler leaves such steps out. Where it leaves out
+    all of them, nothing is learned any more: its scale falls below `SMALLEST_SCALE`, which the next look finds.
 
     Raises:
         NonFiniteError: With the place of the first bad loss and the checkpoint to go on from.
@@ -101,6 +106,10 @@ class FiniteLoss(StreamCallback):
         if found is not None:
             batch, step = places[int(found[0])]
             self._fail(trainer, f"The loss became {found[1]:g} at batch {batch + 1} of ", step)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and (scale := scaler.get_scale()) < SMALLEST_SCALE:  # the same on all ranks
+            what = "The gradients of one step after the other are not finite, so that the scaler leaves all steps out "
+            self._fail(trainer, f"{what}(it halved the loss scale to {scale:g}), in ", places[-1][1], many=True)
 
     def _look_at_parameters(self, trainer: Trainer, module: LightningModule) -> None:
         parameters = [(n, p) for n, p in module.named_parameters() if p.is_floating_point()]

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_cil._precision import wide
 from lightning_cil.losses._columns import Reduction, class_reduction, known_reduction
 
 __all__ = ["decay_exponent", "known_bce", "negative_decay_bce", "positive_decay_bce"]
@@ -103,6 +104,7 @@ def positive_decay_bce(
         [0.3466, 0.6931]
     """
     _check(logits, target, exponent)
+    logits = wide(logits)
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
     decay = (exponent * log_not_p).exp()  # (1 - p)^g
     positive = (decay.detach() if detach_focal else decay) * log_p  # Eq. 4 and 6

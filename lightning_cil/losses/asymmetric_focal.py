@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_cil._precision import wide
 from lightning_cil.losses._columns import Reduction, class_reduction, known_reduction
 
 __all__ = ["asymmetric_focal_loss"]
@@ -78,6 +79,7 @@ def asymmetric_focal_loss(
             f"Got `gamma_negative={gamma_negative}`, `gamma_positive={gamma_positive}`, `clip={clip}`; expected "
             "exponents of at least 0 and a clip in [0, 1)."
         )
+    logits = wide(logits)
     log_positive = F.logsigmoid(logits)  # ln p
     if clip:
         shifted = (logits.sigmoid() - clip).clamp(min=0)  # p_m

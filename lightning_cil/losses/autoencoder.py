@@ -13,6 +13,7 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_cil._precision import wide
 from lightning_cil.losses._columns import batch_mean
 from lightning_cil.losses.classification import cross_entropy_over
 
@@ -125,7 +126,7 @@ def _squared_distance(value: Tensor, constant: Tensor, reduction: str) -> Tensor
         )
     if reduction not in ("mean", "sum"):
         raise ValueError(f"Got `reduction={reduction!r}`, expected 'mean' or 'sum' over the dimensions.")
-    squares = (value - constant.detach()).square()
+    squares = (wide(value) - wide(constant.detach())).square()
     per_sample = squares.sum(dim=1)
     if reduction == "mean":
         per_sample = per_sample / max(value.shape[1], 1)

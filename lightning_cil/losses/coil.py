@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_cil._precision import wide
 from lightning_cil.losses._columns import num_old
 from lightning_cil.losses.classification import cross_entropy_over
 from lightning_cil.losses.distillation import soft_cross_entropy
@@ -166,4 +167,4 @@ def retrospective_term(
 
 
 def _cosines(features: Tensor, rows: Tensor) -> Tensor:
-    return F.linear(F.normalize(features, dim=1), F.normalize(rows, dim=1))
+    return F.linear(F.normalize(wide(features), dim=1), F.normalize(wide(rows), dim=1))

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_cil._precision import wide
 from lightning_cil.losses._columns import batch_mean
 from lightning_cil.losses.classification import NO_IGNORED_LABEL
 
@@ -59,7 +60,7 @@ def similarity_weights(visual: Float[Tensor, "batch dim"]) -> Float[Tensor, "bat
                 [0.5000, 1.0000, 0.5000],
                 [0.0000, 0.5000, 1.0000]])
     """
-    unit = F.normalize(visual, dim=1)
+    unit = F.normalize(wide(visual), dim=1)
     return ((unit @ unit.T + 1) / 2).clamp(0, 1)
 
 
@@ -162,7 +163,7 @@ def info_nce(
         raise ValueError(f"Got `temperature={temperature}`, expected a positive number such as 0.07.")
     if len(x) < 2:
         return (x.sum() + y.sum()) * 0
-    scores = F.normalize(x, dim=1) @ F.normalize(y, dim=1).T / temperature
+    scores = wide(F.normalize(wide(x), dim=1) @ F.normalize(wide(y), dim=1).T) / temperature
     if target is not None:
         others = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
         scores = scores.masked_fill((target.unsqueeze(0) == target.unsqueeze(1)) & others, float("-inf"))

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_cil._precision import wide
 from lightning_cil.losses._columns import batch_mean
 from lightning_cil.losses.classification import cross_entropy_over
 
@@ -128,7 +129,7 @@ def logit_matching(
             f"Got `stored_logits` with {stored} columns for logits with {logits.shape[1]}, expected at most as many: a "
             "head does not shrink. Give the logits of all classes that the head has."
         )
-    difference = logits[:, :stored] - stored_logits.detach()
+    difference = wide(logits[:, :stored]) - wide(stored_logits.detach())
     if stored_width is None:
         return batch_mean(difference.square().sum(dim=1) / max(stored, 1))
     known = torch.arange(stored, device=logits.device) < stored_width.unsqueeze(1)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_cil._precision import wide
 from lightning_cil.losses._columns import Reduction, batch_mean, class_reduction, task_of_column
 
 __all__ = ["binary_distillation", "old_class_distillation", "per_head_soft_cross_entropy", "soft_cross_entropy"]
@@ -216,19 +217,14 @@ def binary_distillation(
         1.386294
     """
     _check_shapes(student_logits, teacher_logits)
-    target = _wide(teacher_logits.detach()).sigmoid()
+    target = wide(teacher_logits.detach()).sigmoid()
     # the summand of Eq. 2, stable
-    loss = F.binary_cross_entropy_with_logits(_wide(student_logits), target, reduction="none")
+    loss = F.binary_cross_entropy_with_logits(wide(student_logits), target, reduction="none")
     return class_reduction(loss, reduction)
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """In float32 or wider: on a CPU, autocast leaves a softmax of bfloat16 logits in bfloat16."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def _softened(logits: Tensor, temperature: float | int) -> Tensor:
-    return _wide(logits) / temperature
+    return wide(logits) / temperature
 
 
 def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:

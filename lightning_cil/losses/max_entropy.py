@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_cil._precision import wide
 from lightning_cil.losses._columns import batch_mean
 
 __all__ = ["negative_entropy"]
@@ -33,4 +34,5 @@ def negative_entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""
         >>> round(negative_entropy(torch.zeros(1, 2)).item(), 6)  # 2 · ½ ln ½
         -0.693147
     """
+    logits = wide(logits)
     return batch_mean((logits.sigmoid() * F.logsigmoid(logits)).sum(dim=1))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_cil._precision import wide
 from lightning_cil.losses.crossmodal import info_nce
 
 __all__ = ["MINE", "GaussianInformation", "InfoNCE", "MIEstimator", "make_mi_estimator"]
@@ -169,9 +170,7 @@ class GaussianInformation(MIEstimator):
                 "than columns, or a shrinkage above 0, for example 0.1."
             )
         with torch.autocast(x.device.type, enabled=False):
-            both = torch.cat([x, y], dim=1)
-            both = both if both.dtype == torch.float64 else both.float()
-            correlation = self._correlation(both)
+            correlation = self._correlation(wide(torch.cat([x, y], dim=1)))
             first, rest = correlation[: x.shape[1], : x.shape[1]], correlation[x.shape[1] :, x.shape[1] :]
             return (_log_det(first) + _log_det(rest) - _log_det(correlation)) / 2
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_cil._precision import wide
 from lightning_cil.losses._columns import batch_mean
 
 __all__ = ["cosine_preservation", "growth_factor", "pod_spatial"]
@@ -84,7 +85,7 @@ def cosine_preservation(
             f"Got `old_features` of shape {list(old_features.shape)} and `new_features` of shape "
             f"{list(new_features.shape)}, expected the same [batch, dim]. Cut the new ones to what the old network has."
         )
-    return batch_mean(1 - F.cosine_similarity(old_features.detach(), new_features, dim=1))
+    return batch_mean(1 - F.cosine_similarity(wide(old_features.detach()), wide(new_features), dim=1))
 
 
 def growth_factor(num_seen: int, num_new: int) -> float:
@@ -110,6 +111,6 @@ def growth_factor(num_seen: int, num_new: int) -> float:
 
 def _profile(maps: Tensor) -> Tensor:
     """Unit vectors `[batch, channels · (height + width)]`."""
-    energy = maps**2
+    energy = wide(maps) ** 2
     profile = torch.cat([energy.sum(dim=3).flatten(1), energy.sum(dim=2).flatten(1)], dim=1)
     return F.normalize(profile, dim=1)

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_cil.callbacks.features import run_over
 from lightning_cil.callbacks.gather import gather_columns
@@ -429,6 +430,12 @@ class MultimodalModule(IncrementalModule):
 
     def calibrate(self, visual: Tensor, audio: Tensor, target: Tensor, prototypes: Tensor) -> None:
         """Choose what depends on the first task's training samples, seen by the untrained towers."""
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """With `16-mixed`: wavelets take steps of the same size as without."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and self.backbone.audio.front_end == "fbsp":
+            self.backbone.audio.fbsp.undo_unscaling(scaler)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add up what all ranks counted."""

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_cil._precision import wide
 from lightning_cil.networks.counters import StepCounter
 
 __all__ = ["AAVFM", "ConcatFusion", "Fusion", "pearson_correlation"]
@@ -44,8 +45,7 @@ def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
     Returns:
         float32 `[B]` (float64 for such input) in [-1, 1], without a gradient; 0 where a vector is constant.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    x, y = x.to(dtype), y.to(dtype)
+    x, y = wide(x), wide(y)
     dx, dy = x - x.mean(dim=1, keepdim=True), y - y.mean(dim=1, keepdim=True)
     return (F.normalize(dx, dim=1) * F.normalize(dy, dim=1)).sum(dim=1).clamp(-1, 1)
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from lightning_cil._precision import wide
 from lightning_cil._random import fold_seed
 
 _STREAM = int.from_bytes(b"head", "big")
@@ -365,7 +366,7 @@ class CosineHead(_MatrixHead):
         self.scale = nn.Parameter(torch.full((1,), float(scale)))
 
     def _logits(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _whole(self.scale) * F.linear(F.normalize(features, dim=1), F.normalize(weight, dim=1))
+        return _whole(self.scale) * F.linear(_unit(features), _unit(weight))
 
     def _empty_copy(self) -> Self:
         return type(self)(self.in_features, seed=self.seed)
@@ -522,3 +523,7 @@ def _fsdp_message(head: _Head, action: str) -> str:
         f"{type(head).__name__} cannot {action}: `fully_shard` was applied to it, and its hooks would put the old "
         "parameters back. Expected a plain head: replace it by `head.unsharded()` first and shard the new one after."
     )
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(wide(rows), dim=1).to(rows.dtype)

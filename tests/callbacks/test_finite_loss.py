@@ -112,6 +112,31 @@ def test_gradients_that_the_scaler_leaves_out_are_no_error(tmp_path: Path) -> No
     assert trainer.state.finished
 
 
+class EndlessOverflow(FineTune):
+    """Its loss is finite, its gradients are not."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        loss.register_hook(lambda gradient: gradient * torch.inf)
+        return loss
+
+
+def test_a_scaler_that_leaves_out_all_steps_ends_the_run(tmp_path: Path) -> None:
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**-10))
+    message = r"one step after the other are not finite.*scale to 6.1\S*e-05\), in epoch 1/1, task 1/5.*global step 4,"
+    with pytest.raises(NonFiniteError, match=message):
+        fit(tmp_path, make(EndlessOverflow), plugins=[plugin], log_every_n_steps=1)
+
+
+def test_a_loss_that_is_bad_is_an_error_with_a_scaler_too(tmp_path: Path) -> None:
+    plugin = MixedPrecision("16-mixed", "cpu")
+    with pytest.raises(NonFiniteError, match=r"became nan at batch 3 of epoch 2/2, task 2/5(?s:.*)'bf16-mixed'"):
+        fit(tmp_path, make(Poisoned, epochs=2), plugins=[plugin])
+    last = saved(tmp_path / "version_0" / "checkpoints" / "last.ckpt")
+    assert all(v.isfinite().all() for v in last["state_dict"].values())
+    assert 0 < last["MixedPrecision"]["scale"] < 2**17
+
+
 def test_a_step_without_logging_reads_nothing_from_the_device() -> None:
     callback = FiniteLoss()
     trainer: Any = SimpleNamespace(global_step=1, log_every_n_steps=50, world_size=1)

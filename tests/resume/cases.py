@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from lightning_cil import IncrementalTrainer, Stage, Task
@@ -186,7 +187,11 @@ def build(case: dict[str, Any]) -> tuple[IncrementalModule, IncrementalDataModul
         callbacks = [ReplayBuffer(total=8, selection="herding"), *callbacks]
     else:
         raise ValueError(name)
-    return module, data, callbacks, case.get("trainer", {})
+    options = dict(case.get("trainer", {}))
+    if "scaler" in case:
+        scaler = torch.amp.GradScaler("cpu", **case["scaler"])
+        options["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler=scaler)]
+    return module, data, callbacks, options
 
 
 def fit(case: dict[str, Any], root: Path, ckpt_path: str | None, extra: list[Callback]) -> IncrementalTrainer:

@@ -70,6 +70,7 @@ def left_behind(root: Path) -> dict[str, Any]:
         "weights": digest(saved["state_dict"]),
         "buffer": digest(saved.get("lightning_cil.ReplayBuffer")),
         "means": digest(saved.get("lightning_cil.NearestMean")),
+        "scaler": saved.get("MixedPrecision"),
         "counts": digest(saved["callbacks"]["StreamState"]["counts"]),
         "results": found,
         "stages": stages,

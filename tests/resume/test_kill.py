@@ -34,6 +34,7 @@ BOUNDARIES = [
 """First, middle and last batch, ends of epochs, stages and tasks, evaluation, every step of writing a checkpoint."""
 
 INSIDE = {
+    "three stages, 16-mixed": ["task start 1", "batch end 1", "stage end"],
     "Coil": ["task end 1"],
     "MEMO": ["task end 1", "task_1.ckpt named"],
     "NFL": [*(f"stage start 1 step {step}" for step in (2, 3, 4, 5)), "stage end", "task end 1"],
@@ -49,7 +50,11 @@ INSIDE = {
 }
 """Between the steps of a round, and where a body grows; where a run is killed inside of them is left to chance."""
 
-MORE = {"RebLL": 1, "ML-DER++": 1, **dict.fromkeys(("CSC", "KRT", "MLPODNet", "AGCN", "L2P"), 0)}
+NO_MORE = ("CSC", "KRT", "MLPODNet", "AGCN", "L2P", "three stages, 16-mixed")
+MORE = {"RebLL": 1, "ML-DER++": 1, **dict.fromkeys(NO_MORE, 0)}
+
+OVERFLOWING = {"init_scale": 2.0**17, "growth_interval": 2}
+"""A loss scale that doubles every two steps until gradients overflow: steps are left out in every stage."""
 
 CASES: dict[str, dict[str, Any]] = {
     "ER": {"name": "er", "checkpoint": {"every_n_train_steps": 1}},
@@ -79,6 +84,7 @@ CASES: dict[str, dict[str, Any]] = {
     "AGCN": {"name": "agcn", "checkpoint": {"every_n_train_steps": 2}},
     "L2P": {"name": "l2p", "checkpoint": {"every_n_train_steps": 2}},
     "three stages": {"name": "stages", "checkpoint": {"every_n_train_steps": 2}},
+    "three stages, 16-mixed": {"name": "stages", "checkpoint": {"every_n_train_steps": 2}, "scaler": OVERFLOWING},
     "accumulation": {
         "name": "er",
         "checkpoint": {"every_n_train_steps": 1},

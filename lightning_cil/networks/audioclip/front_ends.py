@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from lightning_cil.networks.audioclip.weight_state import WeightState
 
@@ -81,7 +82,7 @@ class FBSP(nn.Module):
         bins: Rows.
         points: N, samples under each wavelet.
         normalize_gradients: Whether the gradients of m, fb and fc are each divided by their own largest magnitude, as
-            AudioCLIP trains them.
+            AudioCLIP trains them. With a `GradScaler` call `undo_unscaling` before each step.
     """
 
     bias: Tensor
@@ -120,6 +121,12 @@ class FBSP(nn.Module):
         """Mean squared distance of the wavelets' norms to 1, which AudioCLIP adds when its audio tower trains."""
         norms = self.kernel().square().sum(dim=(0, 2)).div(self.points).sqrt()
         return F.mse_loss(norms, torch.ones_like(norms))
+
+    def undo_unscaling(self, scaler: GradScaler) -> None:
+        """Multiply by the loss scale again: divided by their own size, gradients were free of it before `unscale_`."""
+        for parameter in self._watched:
+            if parameter.requires_grad and parameter.grad is not None:
+                parameter.grad = scaler.scale(parameter.grad)
 
     def _watch_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Hook the parameters; a copy of the module has none, so it is done when gradients are first asked for."""
