@@ -3,6 +3,8 @@
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,11 @@ def newest_checkpoint(root: str | Path, idle: bool = False) -> Path | None:
     Raises:
         ValueError: When all runs go on in other processes.
     """
-    for old in Path(root).rglob("checkpoints/last.ckpt.old"):  # killed while one folder took another's place
-        if not old.with_suffix("").exists():
-            old.rename(old.with_suffix(""))
-    found = [p for p in Path(root).rglob("checkpoints/last.ckpt") if p.exists()]
+    for old in list(_below(root, "last.ckpt.old")):  # killed while one folder took another's place
+        if not (old.with_suffix("").exists() or busy([old.parents[1]])):
+            with suppress(FileNotFoundError):  # another rank was faster
+                old.rename(old.with_suffix(""))
+    found = list(_below(root, "last.ckpt"))
     taken = busy(p.parent.parent for p in found) if idle else set()
     free = [p for p in found if p.parent.parent not in taken]
     if found and not free:
@@ -47,6 +50,14 @@ def newest_checkpoint(root: str | Path, idle: bool = False) -> Path | None:
             "stop it, or start another run without `ckpt_path`."
         )
     return max(free, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def _below(root: str | Path, name: str) -> Iterator[Path]:
+    """Checkpoints of this name, at any depth; a folder that is gone when its turn comes, a draft, is passed over."""
+    for folder, _, _ in os.walk(root):
+        path = Path(folder, "checkpoints", name)
+        if path.exists():
+            yield path
 
 
 def peek(ckpt_path: str | Path) -> dict[str, Any]:
@@ -63,7 +74,11 @@ def peek(ckpt_path: str | Path) -> dict[str, Any]:
         ValueError: When it is damaged, holds code, or is no checkpoint of a stream.
     """
     if not os.path.exists(ckpt_path):
-        raise FileNotFoundError(f"`ckpt_path={ckpt_path}`: no such file; expected a checkpoint or 'last'.")
+        old = f"{ckpt_path}.old"
+        hint = (
+            f" A run that was killed left {old} in its place: give that one, or 'last'." if os.path.exists(old) else ""
+        )
+        raise FileNotFoundError(f"`ckpt_path={ckpt_path}`: no such file; expected a checkpoint or 'last'.{hint}")
     try:
         path = _compat.metadata_file(ckpt_path)
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -81,6 +81,23 @@ def test_without_a_logger_a_second_run_does_not_overwrite_the_first(tmp_path: Pa
 def test_a_folder_checkpoint_that_was_being_replaced_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "version_0" / "checkpoints" / "last.ckpt.old"
     folder.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"no such file.*killed left .*last\.ckpt\.old in its place"):
+        peek(folder.with_suffix(""))
+    with locked(tmp_path / "version_0"):  # it is just being replaced
+        assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path) == folder.with_suffix("")
+
+
+def test_ranks_that_find_it_at_once_do_not_hinder_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "version_0" / "checkpoints" / "last.ckpt.old"
+    folder.mkdir(parents=True)
+    rename = Path.rename
+
+    def too_late(self: Path, target: Path) -> Path:
+        rename(self, target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", too_late)
     assert newest_checkpoint(tmp_path) == folder.with_suffix("")
 
 
