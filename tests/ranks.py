@@ -38,6 +38,9 @@ def free_port() -> int:
 
 
 def _run(function: Callable[[], None], variables: dict[str, str], log: Path) -> None:
+    import torch  # by conftest.py after this file
+
+    torch.set_num_threads(torch.get_num_threads())  # a fork's first call makes new threads, and not two at once
     os.environ.update(variables)
     try:
         function()
