@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -72,11 +71,10 @@ def test_the_scale_goes_on_from_stage_to_stage(tmp_path: Path) -> None:
     assert scales.steps == len(scales.seen) - len(left_out) == trainer.global_step - len(left_out)
 
 
-@pytest.mark.parametrize("method", [FineTune, LwF])
-def test_half_precision_learns_the_last_task(tmp_path: Path, method: type[FineTune]) -> None:
-    trainer = fit(tmp_path, make(method, epochs=2), plugins=[MixedPrecision("16-mixed", "cpu")])
+def test_half_precision_learns_with_a_teacher(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, make(LwF, epochs=2), SplitDigits(num_tasks=2), plugins=[MixedPrecision("16-mixed", "cpu")])
     assert results(trainer)["config"]["trainer"]["precision"] == "16-mixed"
-    assert results(trainer)["matrix"]["task_il"][-1][-1] > 0.9
+    assert min(results(trainer)["matrix"]["task_il"][-1]) > 0.9
 
 
 class OneRankOverflows(FineTune):
