@@ -22,6 +22,7 @@ from lightning_cil._random import fold_seed
 from lightning_cil.callbacks.base import call_hook
 from lightning_cil.callbacks.checkpoint import StreamCheckpoint
 from lightning_cil.callbacks.freezing import StagedFreezing
+from lightning_cil.callbacks.gather import equalise_buffers
 from lightning_cil.callbacks.interruption import Interruption
 from lightning_cil.callbacks.random_state import seed_generators
 from lightning_cil.callbacks.relabel import OnlineRelabel
@@ -184,7 +185,7 @@ class StreamDriver:
             epochs = 1 if trainer.fast_dev_run else stage.epochs  # type: ignore[attr-defined]
             self.fit(epochs, -1 if steps == -1 else state.first_step + steps, ckpt)
         trainer.strategy.model_to_device()
-        self._equalise_buffers()
+        equalise_buffers(trainer, module)
         self.interruption.check(trainer)
         call_hook(trainer, module, "on_stage_end", task, stage)
 
@@ -243,12 +244,6 @@ class StreamDriver:
                 "counted, and change nothing. Take it out (on the command line `--trainer.callbacks null`), or choose "
                 "a method that replays, such as `ER`."
             )
-
-    def _equalise_buffers(self) -> None:
-        """DDP sends rank 0's BatchNorm statistics before each step, so that ranks differ after the last one."""
-        if self.trainer.world_size > 1:
-            for buffer in self.module.buffers():
-                torch.distributed.broadcast(buffer, src=0)
 
     @contextmanager
     def _timed(self, task: Task, name: str) -> Iterator[None]:

@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from subprocess import Popen
+from subprocess import Popen, TimeoutExpired
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -44,6 +44,9 @@ POLL = 1.0
 
 GRACE = 5.0
 """Seconds in which a process may end by an error of its own, before it is ended."""
+
+REAP = 10.0
+"""Seconds that a killed process may take to end."""
 
 GO_ON = "To go on from the newest checkpoint, give the same command with `--ckpt_path last`."
 
@@ -206,9 +209,13 @@ def _wait_for_death(seconds: float) -> str:
 
 
 def _kill_children() -> None:
-    for launcher in _launchers:
-        for process in launcher.procs:
-            process.kill()
+    """End the other processes of this node; they are gone when this returns, unless the system cannot end them."""
+    started: list[Popen[bytes]] = [process for launcher in _launchers for process in launcher.procs]
+    for process in started:
+        process.kill()
+    for process in started:
+        with suppress(TimeoutExpired):
+            process.wait(REAP)
 
 
 def _start(target: Any, *args: Any) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,15 @@ class CommandResult(NamedTuple):
 
 
 RunCli = Callable[..., CommandResult]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The same numbers in every run: which tests a worker has run before is never twice the same."""
+    random.seed(item.nodeid)
+    for name, function in (("numpy.random", "seed"), ("torch", "manual_seed")):  # unless they are not needed here
+        if module := sys.modules.get(name):
+            getattr(module, function)(random.getrandbits(32))
 
 
 @pytest.fixture(autouse=True)

@@ -82,8 +82,10 @@ class ActivationMapRecords(StreamCallback):
     ) -> None:
         """Compute the chosen images' maps."""
         row = getattr(pl_module, "evaluation_row", None)
+        if row is None or row < 0:
+            return
         chosen = torch.isin(batch["index"], self._chosen.to(batch["index"].device))
-        if row is None or row < 0 or not chosen.any():
+        if not chosen.any():
             return
         scores, maps = activation_maps(pl_module, batch["image"][chosen])
         target = batch["target"][chosen][:, : scores.shape[1]] > 0

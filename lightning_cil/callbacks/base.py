@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning.pytorch import Callback
 
+from lightning_cil import _compat
+from lightning_cil.callbacks.stream_state import in_stream
 from lightning_cil.types import Stage, Task
 
 if TYPE_CHECKING:
@@ -72,3 +74,26 @@ def call_hook(trainer: "Trainer", module: "LightningModule", name: str, *args: A
     hook = getattr(module, name, None)
     if hook is not None:
         hook(*args)
+
+
+def refuse_processes_that_end(trainer: "Trainer", name: str, lost: str) -> None:
+    """Refuse a stock fit in spawned or forked processes, of which only the weights come back.
+
+    A stream is one launch, so that all its tasks are in the same processes.
+
+    Args:
+        trainer: The trainer, in one of the processes, before training starts.
+        name: The callback that carries something from one fit to the next.
+        lost: What it carries.
+
+    Raises:
+        ValueError: Under `ddp_spawn`, `ddp_fork` and `ddp_notebook`, also for one process.
+    """
+    if not in_stream(trainer) and _compat.launcher_kind(trainer) == "multiprocessing":
+        raise ValueError(
+            f"`{name}` got a stock fit in spawned or forked processes ('ddp_spawn', 'ddp_fork', 'ddp_notebook'): "
+            f"{lost} would be lost with them when the fit ends, and the next fit would train without; expected "
+            "processes that last. Use `strategy='ddp'` in a script, torchrun, one process (`strategy='auto', "
+            "devices=1`), or an `IncrementalTrainer` with an `IncrementalDataModule`, which keeps its processes for "
+            "all tasks."
+        )

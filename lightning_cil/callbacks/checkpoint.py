@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lightning_cil.callbacks.stream_state import stream_state
+from lightning_cil.callbacks.stream_state import in_stream
 from lightning_cil.types import Task
 
 
@@ -84,12 +84,12 @@ class StreamCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Stock fit: write every few steps."""
-        if not _in_stream(trainer):
+        if not in_stream(trainer):
             self.after_batch(trainer, resumable=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stock fit: write at the end of an epoch, after the monitors have decided."""
-        if not _in_stream(trainer):
+        if not in_stream(trainer):
             self.after_epoch(trainer)
 
     def on_task_scored(self, trainer: Trainer, pl_module: LightningModule, task: Task) -> None:
@@ -216,11 +216,6 @@ def _sync(path: Path) -> None:
         pass
     finally:
         os.close(descriptor)
-
-
-def _in_stream(trainer: Trainer) -> bool:
-    state = stream_state(trainer)
-    return state is not None and state.current_stage is not None
 
 
 def _remove(path: Path) -> None:

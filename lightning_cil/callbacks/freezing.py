@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_cil.callbacks.base import StreamCallback
-from lightning_cil.callbacks.stream_state import stream_state
+from lightning_cil.callbacks.stream_state import in_stream
 from lightning_cil.networks import set_trainable
 from lightning_cil.types import Stage, Task
 
@@ -23,7 +23,9 @@ class StagedFreezing(StreamCallback):
     |---|---|
     | `setup_stage` | stream: `requires_grad` and eval mode (BatchNorm included) by the stage's patterns |
     | `on_train_epoch_start` | stock fit: the same, for the stage that the epoch belongs to |
-    | `on_fit_end` | stock fit: everything trainable again |
+    | `on_fit_end`, `on_exception` | stock fit: everything trainable again |
+
+    Nothing is carried from one fit to the next.
 
     Args:
         stages: The stages in order. Stock fit: epochs beyond their sum stay in the last one.
@@ -51,7 +53,7 @@ class StagedFreezing(StreamCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what would go wrong silently."""
         self._current = None  # the last fit may have been broken off
-        if not self._in_stream(trainer) and isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1:
+        if not in_stream(trainer) and isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1:
             raise ValueError(
                 "`StagedFreezing` got a stock Trainer with DDP, which registers trainable parameters once; expected "
                 "one process. Use `IncrementalTrainer` with an `IncrementalDataModule`, which wraps every stage anew."
@@ -59,7 +61,7 @@ class StagedFreezing(StreamCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stock fit: enter the stage of this epoch."""
-        if self._in_stream(trainer):
+        if in_stream(trainer):
             return
         stage = self.stage_at(trainer.current_epoch)
         if stage is not self._current:
@@ -68,15 +70,16 @@ class StagedFreezing(StreamCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stock fit: leave nothing frozen behind."""
-        if not self._in_stream(trainer):
+        if not in_stream(trainer):
             set_trainable(pl_module, ["*"])
             self._current = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stock fit: the next one may make its optimizer of trainable parameters only."""
+        if self._current is not None:
+            self.on_fit_end(trainer, pl_module)
 
     def stage_at(self, epoch: int) -> Stage:
         """The stage that an epoch of a stock fit belongs to."""
         ends = accumulate(stage.epochs for stage in self.stages)
         return next((s for s, end in zip(self.stages, ends, strict=True) if epoch < end), self.stages[-1])
-
-    def _in_stream(self, trainer: Trainer) -> bool:
-        state = stream_state(trainer)
-        return state is not None and state.current_stage is not None

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def gather_columns(trainer: Trainer, parts: Sequence[tuple[Tensor, ...]], shared: bool = True) -> list[Tensor]:
@@ -29,6 +29,18 @@ def gather_columns(trainer: Trainer, parts: Sequence[tuple[Tensor, ...]], shared
         return []
     order = columns[0].argsort(stable=True)
     return [column[order] for column in columns]
+
+
+def equalise_buffers(trainer: Trainer, module: nn.Module) -> None:
+    """Give all ranks rank 0's buffers. A collective.
+
+    DDP sends rank 0's BatchNorm statistics before each step, so that ranks differ after the last one.
+    """
+    if trainer.world_size > 1:
+        for buffer in module.buffers():
+            values = buffer.contiguous()
+            torch.distributed.broadcast(values, src=0)
+            buffer.copy_(values)
 
 
 class _Gather(torch.autograd.Function):

@@ -1,6 +1,5 @@
 """`OnlineRelabel`: exemplars of a multi-label stream get the labels that no task annotated in them."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,10 +7,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.base import StreamCallback, refuse_processes_that_end
 from lightning_cil.callbacks.features import run_over
 from lightning_cil.callbacks.replay import ReplayBuffer
-from lightning_cil.callbacks.stream_state import stream_state
+from lightning_cil.callbacks.stream_state import in_stream
 from lightning_cil.callbacks.teacher import Teacher
 from lightning_cil.replay import ExemplarStore, fill_unknown, label_blocks, quota_cutoff
 from lightning_cil.types import Task
@@ -62,7 +61,6 @@ class OnlineRelabel(StreamCallback):
         self.tasks: list[dict[str, Any]] = []
         self._seen: Tensor | None = None
         self._annotated: Tensor | None = None
-        self._made_in = os.getpid()
 
     @property
     def state_key(self) -> str:
@@ -150,16 +148,11 @@ class OnlineRelabel(StreamCallback):
         Raises:
             ValueError: For another order, or processes that end with the fit.
         """
-        if _in_stream(trainer):
+        if in_stream(trainer):
             return
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         memory, teacher = _needed(trainer)
-        if os.getpid() != self._made_in:
-            raise ValueError(
-                "`OnlineRelabel` in a stock fit that runs in spawned or forked processes: exemplars, labels and the "
-                "old model would be lost with them when the fit ends; expected processes that last. Use "
-                "`strategy='ddp'` in a script, torchrun, or an `IncrementalTrainer`."
-            )
+        refuse_processes_that_end(trainer, "OnlineRelabel", "exemplars, labels and the old model")
         if not callbacks.index(memory) < callbacks.index(self) < callbacks.index(teacher):
             raise ValueError(
                 "`OnlineRelabel` must stand between `ReplayBuffer`, which stores the fit's samples, and `Teacher`, "
@@ -170,7 +163,7 @@ class OnlineRelabel(StreamCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stock fit: learn which classes it annotates."""
-        if isinstance(batch, list) and not _in_stream(trainer):
+        if isinstance(batch, list) and not in_stream(trainer):
             if batch[1].ndim != 2 or not batch[1].is_floating_point():
                 raise TypeError(
                     f"`OnlineRelabel` got labels of shape {list(batch[1].shape)} and type {batch[1].dtype}; expected "
@@ -183,7 +176,7 @@ class OnlineRelabel(StreamCallback):
         """Stock fit: fill in the exemplars' labels that are NaN."""
         memory, teacher = _needed(trainer)
         store = memory.store
-        if _in_stream(trainer) or self._annotated is None or not len(store):
+        if in_stream(trainer) or self._annotated is None or not len(store):
             return
         annotated = trainer.strategy.reduce(self._annotated.to(pl_module.device).long(), reduce_op="sum").cpu() > 0
         old = torch.zeros_like(annotated) if self._seen is None else self._seen
@@ -236,11 +229,6 @@ def _needed(trainer: Trainer) -> tuple[ReplayBuffer, Teacher]:
             "`ReplayBuffer` and `Teacher` among the callbacks. Add them, or take it out."
         )
     return memory, teacher
-
-
-def _in_stream(trainer: Trainer) -> bool:
-    state = stream_state(trainer)
-    return state is not None and state.current_task is not None
 
 
 def _wide(logits: Tensor, classes: int) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_cil._random import counter_hash, fold_seed, permutation
 from lightning_cil._transfer import to_device
-from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.base import StreamCallback, refuse_processes_that_end
 from lightning_cil.callbacks.features import extract_features
-from lightning_cil.callbacks.stream_state import StreamState, stream_state
+from lightning_cil.callbacks.stream_state import StreamState, in_stream, stream_state
 from lightning_cil.replay import (
     ExemplarStore,
     Remainder,
@@ -48,7 +48,8 @@ class ReplayBuffer(StreamCallback):
     | `on_train_batch_start` | dict batches: `replay_image`, `replay_target`, `replay_task`, `replay_index` and `replay_<column>`, of a second draw `replay2_image` and so on; `[x, y]` lists: exemplars are appended to x and y |
     | `on_train_batch_end` | `update='batch'`: the batch is offered to the reservoir, with what the step returned for `columns` |
     | `on_task_end` | `update='task'`: exemplars of the task are selected |
-    | `on_train_end` | stock fit: the same, from the fit's dataset |
+    | `on_fit_start` | stock fit: refuses processes that end with it |
+    | `on_train_end` | stock fit: the same as `on_task_end`, from the fit's dataset |
     | checkpoint | the store under an own key, weights_only-safe |
 
     Multi-label (reservoir only): `target` float `[R, C]`, `known` and `annotated` bool `[R, C]` are stored, and are in the
@@ -435,10 +436,17 @@ class ReplayBuffer(StreamCallback):
 
     # ------------------------------------------------------------------ stock fit
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stock fit: refuse spawned and forked processes.
+
+        Raises:
+            ValueError: In them.
+        """
+        refuse_processes_that_end(trainer, "ReplayBuffer", "the exemplars")
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stock fit: the fit is a task; select from its dataset."""
-        state = stream_state(trainer)
-        if (state is not None and state.current_task is not None) or self.update == "batch":
+        if in_stream(trainer) or self.update == "batch":
             return
         dataset = getattr(trainer.train_dataloader, "dataset", None)
         if dataset is None or not hasattr(dataset, "__len__"):
@@ -469,6 +477,7 @@ class ReplayBuffer(StreamCallback):
             loader = torch.utils.data.DataLoader(dataset, batch_size=256)
             features, _ = extract_features(trainer, pl_module, loader)
             chosen = _by_class(target, quotas, lambda members, m: rule(features[members], m))
+            chosen = trainer.strategy.broadcast(chosen)  # statistics of BatchNorm may differ between ranks
         else:
             chosen = _by_class(target, quotas, lambda members, m: members_choice(members, m, self.seed))
         if len(self.store):

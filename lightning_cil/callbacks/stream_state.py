@@ -173,3 +173,9 @@ class StreamState(Callback):
 def stream_state(trainer: Trainer) -> StreamState | None:
     """The trainer's stream state, `None` in a stock run."""
     return next((c for c in trainer.callbacks if isinstance(c, StreamState)), None)  # type: ignore[attr-defined]
+
+
+def in_stream(trainer: Trainer) -> bool:
+    """Whether the trainer's current fit is a stage of a stream; else it is a stock fit."""
+    state = stream_state(trainer)
+    return state is not None and state.current_stage is not None

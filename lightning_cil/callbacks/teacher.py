@@ -6,9 +6,10 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_cil.callbacks.base import StreamCallback
+from lightning_cil.callbacks.base import StreamCallback, refuse_processes_that_end
+from lightning_cil.callbacks.gather import equalise_buffers
 from lightning_cil.callbacks.recorded_logits import RecordedLogits, check_targets
-from lightning_cil.callbacks.stream_state import stream_state
+from lightning_cil.callbacks.stream_state import in_stream, stream_state
 from lightning_cil.metrics.footprint import module_bytes
 from lightning_cil.networks import copy_unsharded
 from lightning_cil.types import Stage, Task
@@ -23,6 +24,7 @@ class Teacher(StreamCallback):
     | hook | effect |
     |---|---|
     | `on_task_start` | snapshot of the module, from the second task on |
+    | `on_fit_start` | stock fit: refuses processes that end with it |
     | `on_train_end` | stock fit: snapshot for the next fit |
     | `on_train_start` | `targets='recorded'`: the logits of all images of the stage |
     | `on_train_batch_start` | dict batches: `teacher_logits`, and `replay_teacher_logits` if there are exemplars; `[x, y]` lists: the logits are appended |
@@ -84,6 +86,14 @@ class Teacher(StreamCallback):
         """Keep the old model; before the first task there is none."""
         if not task.is_first:
             self.snapshot(module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stock fit: refuse spawned and forked processes.
+
+        Raises:
+            ValueError: In them.
+        """
+        refuse_processes_that_end(trainer, "Teacher", "the old model")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rebuild a teacher that a checkpoint brought, move it to the device, and record its logits."""
@@ -176,9 +186,10 @@ class Teacher(StreamCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stock fit: the model of this fit teaches the next one."""
-        state = stream_state(trainer)
-        if state is None or state.current_stage is None:
+        if not in_stream(trainer):
             self.snapshot(pl_module)
+            assert self.network is not None
+            equalise_buffers(trainer, self.network)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the weights; a teacher that is about to be replaced is not worth it."""

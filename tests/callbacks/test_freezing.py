@@ -190,6 +190,19 @@ def test_a_fit_that_broke_off_does_not_confuse_the_next() -> None:
     assert frozen
 
 
+def test_a_fit_that_broke_off_leaves_nothing_frozen() -> None:
+    """An optimizer of trainable parameters is made before the next fit's first epoch."""
+
+    class Broken(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            raise KeyboardInterrupt
+
+    net = Net()
+    with pytest.raises(SystemExit):
+        stock_fit(net, vectors([0, 1]), [StagedFreezing([Stage("head", 5, ["head.*"])]), Broken()])
+    assert all(p.requires_grad for p in net.parameters())
+
+
 def test_no_stage_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`stages=\[\]`: expected at least one"):
         StagedFreezing([])

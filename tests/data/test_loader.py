@@ -6,14 +6,16 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from lightning_cil._random import counter_hash, fold_seed, permutation, uniform
 from lightning_cil.data import FileImages, StreamLoader, TensorImages
 
-checked = settings(max_examples=120, deadline=None, database=None, derandomize=True)
+checked = settings(
+    max_examples=120, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 TASK_OF = torch.tensor([0, 0, 1, 1, 1])
 """Task of five incremental labels."""

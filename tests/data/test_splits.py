@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightning_cil._random import counter_hash
 from lightning_cil.data.splits import class_order, holdout, make_tasks, task_sizes
 from lightning_cil.types import Task
 
-checked = settings(max_examples=150, deadline=None, database=None, derandomize=True)
+checked = settings(
+    max_examples=150, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 
 # ---------------------------------------------------------------------- class_order

@@ -191,7 +191,7 @@ def paths_of(value: Any) -> list[list[Any]]:
     return [[]] + [[key, *rest] for key, child in items for rest in paths_of(child)]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     path=st.sampled_from(paths_of(BASE)),
     new=st.one_of(st.none(), st.booleans(), st.integers(-2, 3), st.just(1e300), st.text(max_size=3))
