@@ -308,7 +308,16 @@ class IncrementalTrainer(Trainer):
 
     def _last_checkpoint(self, go_on: str) -> str | None:
         """The newest `last.ckpt` below the root; the run goes on in its folder."""
-        newest = self.strategy.broadcast(newest_checkpoint(self.default_root_dir, idle=True))
+        newest: Path | None = None
+        problem: Exception | None = None
+        if self.is_global_zero:  # a rank that looked later would find the run locked by rank 0
+            try:
+                newest = newest_checkpoint(self.default_root_dir, idle=True)
+            except (ValueError, OSError) as error:
+                problem = error
+        newest, problem = self.strategy.broadcast((newest, problem))
+        if problem is not None:
+            raise problem
         if newest is None:
             rank_zero_warn(f"There is no checkpoint below {self.default_root_dir}: the run starts from its beginning.")
             return None
