@@ -147,7 +147,10 @@ def run(job: dict[str, Any]) -> None:
 
 
 def child(job: dict[str, Any]) -> None:
+    import torch
+
     os.setsid()
+    torch.set_num_threads(torch.get_num_threads())  # a fork's first call makes new threads, and not two at once
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     out = os.open(str(Path(job["root"]) / "output.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
