@@ -214,8 +214,8 @@ def _is_said_by_rank_0(error: Exception) -> bool:
 
 def _remove_empty_run(trainer: Trainer) -> None:
     """A run that failed before its first step leaves no folder behind."""
-    logger = trainer.logger
-    if not isinstance(logger, RunLogger) or not trainer.is_global_zero or trainer.global_step:
+    logger = trainer.run_logger if isinstance(trainer, IncrementalTrainer) else None
+    if logger is None or not trainer.is_global_zero or trainer.global_step:
         return
     folder = Path(logger.log_dir)
     found = {p.name for p in folder.iterdir()} if folder.is_dir() else {""}

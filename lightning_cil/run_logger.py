@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from lightning_cil.callbacks.results import write_atomically
@@ -44,10 +44,11 @@ class RunLogger(CSVLogger):
         self._resumed = True
 
     def position(self) -> dict[str, Any]:
-        """Write what was logged to the file; name of the run folder, number of rows. Empty on other ranks than 0."""
-        if self._experiment is None:
+        """Write what was logged to the file; name of the run folder, number of rows. Empty where neither is known."""
+        if self._experiment is not None:
+            self.save()
+        elif not self._made and not self._resumed:
             return {}
-        self.save()
         return {"folder": Path(self.log_dir).name, "rows": self._rows}
 
     def save(self) -> None:
@@ -92,3 +93,8 @@ class RunLogger(CSVLogger):
             writer.metrics_keys = names
         self._rows = len(rows)
         return writer
+
+
+def has_folder(logger: Logger | None) -> bool:
+    """Whether a logger has a folder of its own for each run, which is then the run folder."""
+    return isinstance(logger, CSVLogger | TensorBoardLogger)

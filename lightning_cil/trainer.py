@@ -39,7 +39,7 @@ from lightning_cil.driver import StreamDriver, replay_before_teacher
 from lightning_cil.launch import check_checkpoint, check_strategy, launching
 from lightning_cil.methods.base import IncrementalModule
 from lightning_cil.run_lock import locked
-from lightning_cil.run_logger import RunLogger
+from lightning_cil.run_logger import RunLogger, has_folder
 from lightning_cil.stream_checkpoint import (
     check_learned,
     check_path,
@@ -54,7 +54,8 @@ class IncrementalTrainer(Trainer):
     """A `lightning.pytorch.Trainer` that also fits a stream of tasks.
 
     With an `IncrementalDataModule`, `fit` trains and evaluates the whole stream; without one, everything is as in
-    the stock Trainer. The run folder is `trainer.log_dir`.
+    the stock Trainer. The run folder is `trainer.log_dir`: that of the first logger where it is a CSV or TensorBoard
+    logger, else `default_root_dir/version_<n>`, since other loggers have none, or one for all their runs.
 
     Args:
         callbacks: As in the stock Trainer; what a stream needs and the list lacks is added (`StreamState`,
@@ -110,7 +111,21 @@ class IncrementalTrainer(Trainer):
         self.stop_after_task = stop_after_task
         self.evaluate_before_training = evaluate_before_training
         self._max_epochs_given = kwargs.get("max_epochs")
+        self._folder_keeper: RunLogger | None = None
         self._in_stream = False
+
+    @property
+    def run_logger(self) -> RunLogger | None:
+        """Which knows the run folder: the first logger, or one that logs nothing; `None` where another logger does."""
+        return self.logger if isinstance(self.logger, RunLogger) else self._folder_keeper
+
+    @property
+    def log_dir(self) -> str | None:
+        """The run folder; a collective."""
+        if self._folder_keeper is None:
+            return super().log_dir
+        folder: str = self.strategy.broadcast(self._folder_keeper.log_dir)
+        return folder
 
     def fit(
         self,
@@ -137,14 +152,17 @@ class IncrementalTrainer(Trainer):
             _check_task(stop_after_task)
             self.stop_after_task = stop_after_task
         stream = datamodule if datamodule is not None else train_dataloaders
+        self._folder_keeper = None
         if isinstance(stream, IncrementalDataModule):
+            if self.loggers and not has_folder(self.logger) and not self.fast_dev_run:  # type: ignore[attr-defined]
+                self._folder_keeper = RunLogger(self.default_root_dir)
             check_path(ckpt_path, fit=True)
             check_strategy(self.strategy)
             if _compat.launcher_kind(self) == "multiprocessing":  # the run folder is chosen here, where it is asked for
                 if ckpt_path == "last":
                     ckpt_path = self._last_checkpoint(go_on=type(model).__name__)
-                if isinstance(self.logger, RunLogger):
-                    self.logger.choose_folder()
+                if self.run_logger is not None:
+                    self.run_logger.choose_folder()
         try:
             with launching(self):
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
@@ -372,8 +390,8 @@ class IncrementalTrainer(Trainer):
         return str(path)
 
     def _go_on_in_its_folder(self, saved: dict[str, Any], folder: Path) -> None:
-        if isinstance(self.logger, RunLogger) and folder.is_dir():
-            self.logger.resume(folder, int(saved.get(RUN_KEY, {}).get("rows", 0)))
+        if self.run_logger is not None and folder.is_dir():
+            self.run_logger.resume(folder, int(saved.get(RUN_KEY, {}).get("rows", 0)))
 
     @contextmanager
     def _own_folder(self, path: str | None) -> Iterator[None]:
@@ -382,12 +400,12 @@ class IncrementalTrainer(Trainer):
         with ExitStack() as stack:
             if self.is_global_zero and not self.fast_dev_run:  # type: ignore[attr-defined]
                 try:
-                    if isinstance(self.logger, RunLogger):
-                        self.logger.choose_folder()
-                    folder = Path(self.logger.log_dir if isinstance(self.logger, RunLogger) else self.default_root_dir)
+                    if self.run_logger is not None:
+                        self.run_logger.choose_folder()
+                    folder = Path(self.default_root_dir if self.run_logger is None else self.run_logger.log_dir)
                     if not self.loggers:
                         _check_vacant(folder, path)
-                    if isinstance(self.logger, RunLogger) or not self.loggers:
+                    if self.run_logger is not None or not self.loggers:
                         stack.enter_context(locked(folder))
                 except (ValueError, OSError) as error:
                     problem = error
@@ -456,6 +474,11 @@ def fit_stream(
         raise ValueError(
             "`fit_stream` got a trainer with several processes and no seed, so that each would draw another stream. "
             "Call `lightning.pytorch.seed_everything` first."
+        )
+    if trainer.loggers and not has_folder(trainer.logger) and trainer.loggers[0].save_dir is None:
+        rank_zero_warn(
+            f"`fit_stream` got a trainer whose logger, {type(trainer.logger).__name__}, has no folder, so that no "
+            "results.json is written. Put `CSVLogger` first, or use `IncrementalTrainer`, which makes a run folder."
         )
     leftover = sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
     if leftover and ckpt_path is None:

@@ -220,7 +220,7 @@ class Interruption(StreamCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note the run folder, how many rows are logged, and the SLURM job."""
-        position = getattr(trainer.logger, "position", None)
+        position = getattr(getattr(trainer, "run_logger", trainer.logger), "position", None)
         checkpoint[RUN_KEY] = {"job": slurm_job(), **(position() if position is not None else {})}
 
     # ------------------------------------------------------------------ SLURM

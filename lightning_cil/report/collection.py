@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_cil.metrics.confusion import confusion_matrix, per_class_accuracy
 from lightning_cil.metrics.plots import figure_of, require_matplotlib
 from lightning_cil.report import figures, multilabel_figures, multimodal_figures
-from lightning_cil.report.files import STYLE, save
+from lightning_cil.report.drawing import draw_all
 from lightning_cil.report.groups import Group, group_runs, notes_of
 from lightning_cil.report.multilabel import make_multilabel_table
 from lightning_cil.report.multimodal import make_multimodal_table
@@ -251,7 +251,7 @@ class Runs:
             )
         return self.groups
 
-    def write(self, folder: str | Path = "report") -> Path:
+    def write(self, folder: str | Path = "report", processes: int | None = 1) -> Path:
         """Write tables (`tables.md`, `.tex`, `.csv`), `figures/*.svg` and `*.png`, and the page `report.html`.
 
         With a paper also its tables, `<paper>.md`, `.tex` and `.csv`.
@@ -259,16 +259,16 @@ class Runs:
         Args:
             folder: Made if it is not there; files of an earlier report, which `figures/written.txt` lists, are
                 replaced or removed.
+            processes: How many draw the figures, see `lightning_cil.report.drawing.draw_all`.
 
         Returns:
             The page.
 
         Raises:
             ModuleNotFoundError: Without matplotlib.
+            ValueError: For fewer than one process.
         """
         require_matplotlib()
-        import matplotlib
-
         out = Path(folder)
         (out / "figures").mkdir(parents=True, exist_ok=True)
         _remove_earlier(out / "figures")
@@ -287,12 +287,10 @@ class Runs:
             ]
         if self.paper:
             pictured[self.paper.title] = self.paper.pictures(self.groups)
-        style: Any = {**matplotlib.rcParamsDefault, **STYLE}
-        with matplotlib.rc_context(style):
-            drawn: dict[str, list[Drawn]] = {
-                heading: [(p.title, p.alt, save(p.draw(), out / "figures" / p.name)) for p in pictures]
-                for heading, pictures in pictured.items()
-            }
+        urls = iter(draw_all([p for pictures in pictured.values() for p in pictures], out / "figures", processes))
+        drawn: dict[str, list[Drawn]] = {
+            heading: [(p.title, p.alt, next(urls)) for p in pictures] for heading, pictures in pictured.items()
+        }
         names = [picture.name for pictures in pictured.values() for picture in pictures]
         (out / "figures" / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         texts = {

@@ -31,6 +31,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="also a paper's tables and figures, its numbers beside ours: mcil, nfl, rebll, or a YAML file",
     )
     parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=int,
+        help="how many processes draw the figures (default: one for each core, at most 8, for 60 figures or more)",
+    )
+    parser.add_argument(
         "--average_different_orders", action="store_true", help="average runs with different class orders or splits"
     )
     return parser
@@ -61,7 +67,7 @@ def run(arguments: Sequence[str], debug: bool = False) -> int:
             average_different_orders=options.average_different_orders,
             paper=options.paper,
         )
-        page = runs.write(options.out)
+        page = runs.write(options.out, options.processes)
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -7,6 +7,7 @@ Made for print and for all eyes: lines differ in marker and dash, bars in hatchi
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -285,20 +286,18 @@ def draw_features(
 
 
 def draw_tsne(ax: "Axes", table: NDArray[Any], numbers: NDArray[Any], names: Mapping[int, str], seed: int = 0) -> None:
-    """t-SNE of float `[samples, dimensions]`, marked by `numbers` `[samples]`, whose `names` are for the legend.
+    """t-SNE of float32 `[samples, dimensions]`, marked by `numbers` `[samples]`, whose `names` are for the legend.
 
     Raises:
         ValueError: With fewer than 5 samples.
     """
-    from sklearn.manifold import TSNE
-
     if len(table) < 5:
         raise ValueError(f"`features` has {len(table)} samples, expected at least 5 for t-SNE.")
     if len(table) > MOST_POINTS:
         kept = np.linspace(0, len(table) - 1, MOST_POINTS).round().astype(int)
         table, numbers = table[kept], numbers[kept]
     perplexity = min(30.0, (len(table) - 1) / 4)
-    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(table)
+    points = _tsne(table.tobytes(), len(table), perplexity, seed)
     for place, (number, name) in enumerate(names.items()):
         x, y = points[numbers == number].T
         # bright to dark, so that the order shows in greyscale too
@@ -308,6 +307,16 @@ def draw_tsne(ax: "Axes", table: NDArray[Any], numbers: NDArray[Any], names: Map
     ax.set_ylabel("t-SNE 2 (no unit)")
     ax.set_xticks([])
     ax.set_yticks([])
+
+
+@lru_cache(maxsize=4)
+def _tsne(table: bytes, samples: int, perplexity: float, seed: int) -> NDArray[Any]:
+    """Points `[samples, 2]` of a float32 table. Methods that start from the same towers have the same ones before."""
+    from sklearn.manifold import TSNE
+
+    features = np.frombuffer(table, dtype=np.float32).reshape(samples, -1)
+    points: NDArray[Any] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
+    return points
 
 
 # ---------------------------------------------------------------------- all of a set of runs
@@ -397,7 +406,11 @@ def paper_picture(draw: str, name: str, title: str, groups: Sequence[Group], sce
         scenario: In which they are scored.
     """
     alt = f"{title}. Of {', '.join(group.label for group in groups)}."
-    return Picture(name, title, alt, later(PAPER_FIGURES[draw], groups, scenario))
+    return Picture(name, title, alt, later(_paper_figure, draw, groups, scenario))
+
+
+def _paper_figure(draw: str, groups: Sequence[Group], scenario: Scenario) -> "Figure":
+    return PAPER_FIGURES[draw](groups, scenario)
 
 
 def _forgets(group: Group, scenario: Scenario) -> bool:
@@ -414,8 +427,8 @@ def class_names(run: Run) -> list[str] | None:
 
 
 def later(draw: "Callable[..., Figure]", *arguments: Any) -> "Callable[[], Figure]":
-    """A call for later."""
-    return lambda: draw(*arguments)
+    """A call for later, perhaps in another process: `draw` has a name in its module."""
+    return partial(draw, *arguments)
 
 
 def percent(stat: Stat) -> str:

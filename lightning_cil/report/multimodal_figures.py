@@ -217,7 +217,7 @@ def figure_of_paper(
     for number, group in enumerate(shown, 1):
         words = f"{title or FIGURES[draw]}, after task {after or group.first.tasks_done}, {group.label}"
         words += "" if draw == "confusion" else f", seed {group.first.seed}"
-        drawn: Callable[[], Figure] = later(_DRAW[draw], group, after)
+        drawn: Callable[[], Figure] = later(_draw, draw, group, after)
         file = name if number == 1 else f"{name}_{number}"
         found.append(Picture(file, words, f"{words}. {_numbers(draw, group, after)}".strip(), drawn))
     return found
@@ -228,6 +228,10 @@ _DRAW: "dict[str, Callable[[Group, int | None], Figure]]" = {
     "visual_features": lambda group, after: draw_visual_features(group.first, after),
     "confusion": draw_stage_confusion,
 }
+
+
+def _draw(draw: str, group: Group, after: int | None) -> "Figure":
+    return _DRAW[draw](group, after)
 
 
 def _has(draw: str, group: Group, after: int | None) -> bool:

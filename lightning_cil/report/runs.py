@@ -42,6 +42,7 @@ WATCHERS = frozenset(
         "ResultsWriter",
         "RichModelSummary",
         "RichProgressBar",
+        "SaveRunConfig",
         "StreamCheckpoint",
         "StreamProgressBar",
         "StreamState",
@@ -238,6 +239,8 @@ def tells_apart(setting: str) -> bool:
     Example:
         >>> tells_apart("method.epochs"), tells_apart("data.root"), tells_apart("callbacks.FeatureRecords 2.samples")
         (True, False, False)
+        >>> tells_apart("callbacks.SaveRunConfig")  # of the command line
+        False
     """
     section, _, rest = setting.partition(".")
     watcher = section == "callbacks" and rest.partition(".")[0].partition(" ")[0] in WATCHERS

@@ -7,6 +7,8 @@ fractions, bytes and seconds. A score that is undefined is a dash with its reaso
 import csv
 import io
 import re
+import textwrap
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -137,21 +139,23 @@ class Table:
         return "\n".join([f"### {self.title}", "", line(self.heads()), line(rule), *rows, "", *notes]) + "\n"
 
     def latex(self, formulas: bool = True) -> str:
-        """A `table` for LaTeX with the package booktabs.
+        """A `table` for LaTeX with the packages booktabs and graphicx, made smaller where it is wider than the line.
 
         Args:
             formulas: As for `markdown`.
         """
         spec = "l" * (2 if self.show_data else 1) + "r" * (len(self.columns) + 1)
         lines = [
-            "% needs \\usepackage{booktabs}",
+            "% needs \\usepackage{booktabs,graphicx}; wide ones are larger in a sidewaystable (package rotating)",
             "\\begin{table}",
             "\\centering",
+            "\\setlength{\\tabcolsep}{4pt}",
             f"\\caption{{{latex_text(self.title)}}}",
             f"\\label{{tab:{self.name.replace('_', '-')}}}",
-            f"\\begin{{tabular}}{{{spec}}}",
+            "\\smallskip",
+            f"\\sbox0{{\\begin{{tabular}}{{{spec}}}",
             "\\toprule",
-            " & ".join(latex_text(h) for h in self.heads()) + r" \\",
+            " & ".join(_latex_head(head) for head in self.heads()) + r" \\",
             "\\midrule",
         ]
         for row in self.rows:
@@ -159,10 +163,18 @@ class Table:
                 _MINUS.sub("$-$", latex_text(t)) + (f"\\textsuperscript{{{latex_text(m)}}}" if m else "")
                 for t, m in self.texts(row)
             ]
-            lines.append(" & ".join(cells) + r" \\")
-        lines += ["\\bottomrule", "\\end{tabular}", "", "\\footnotesize"]
-        lines += [latex_text(note) + r" \\" for note in (*self.notes(), *(self.formulas() if formulas else []))]
-        return "\n".join([*lines, "\\end{table}"]) + "\n"
+            first = "{}" if cells[0].startswith(("[", "*")) else ""  # an option of the line before otherwise
+            lines.append(first + " & ".join(cells) + r" \\")
+        lines += [
+            "\\bottomrule",
+            "\\end{tabular}}",
+            "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi",
+            "",
+            "\\begin{minipage}{\\linewidth}",
+            "\\medskip\\footnotesize\\raggedright",
+        ]
+        lines += [latex_text(note) + r"\par" for note in (*self.notes(), *(self.formulas() if formulas else []))]
+        return "\n".join([*lines, "\\end{minipage}", "\\end{table}"]) + "\n"
 
     def html(self) -> str:
         """A `<table>` whose columns can be sorted by the page's script, and its notes."""
@@ -330,13 +342,30 @@ def format_cell(cell: Stat, unit: Unit) -> str:
 
 
 def latex_text(text: str) -> str:
-    r"""Escape what LaTeX would take for a command.
+    r"""Escape what LaTeX would take for a command, and write as one what pdfLaTeX has no letter for.
 
     Example:
-        >>> latex_text("AF (%) ↓"), latex_text("a_b ± 1")
-        ('AF (\\%) $\\downarrow$', 'a\\_b $\\pm$ 1')
+        >>> latex_text("AF (%) ↓"), latex_text("a_b ± 1"), latex_text("α ≥ 2")
+        ('AF (\\%) $\\downarrow$', 'a\\_b $\\pm$ 1', '$\\alpha$ $\\ge$ 2')
     """
-    return re.sub("|".join(map(re.escape, _LATEX)), lambda m: _LATEX[m[0]], text)
+    return _LATEX_PATTERN.sub(lambda m: _LATEX[m[0]], unicodedata.normalize("NFC", text))
+
+
+def _latex_head(head: str) -> str:
+    """A head in several lines where it is long; its column is as narrow as the numbers allow."""
+    parts = textwrap.wrap(head, LONGEST_HEAD, break_long_words=False, break_on_hyphens=False)
+    if len(parts) == 1:
+        return latex_text(head)
+    return "\\begin{tabular}[b]{@{}r@{}}" + r" \\ ".join(map(latex_text, parts)) + "\\end{tabular}"
+
+
+LONGEST_HEAD = 9
+"""Characters of a line of a head in LaTeX."""
+
+
+def _greek(letter: str) -> str:
+    name = unicodedata.name(letter).rpartition(" ")[2].replace("LAMDA", "LAMBDA")
+    return f"$\\{name.capitalize() if letter.isupper() else name.lower()}$"
 
 
 _LATEX = {
@@ -349,19 +378,34 @@ _LATEX = {
     "#": r"\#",
     "$": r"\$",
     "^": r"\^{}",
-    "~": r"\~{}",
+    "~": r"\textasciitilde{}",
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",
+    "--": "-{}-",  # else a dash
+    "`": "'",
     "±": r"$\pm$",
     "×": r"$\times$",
+    "·": r"$\cdot$",
+    "−": "$-$",
+    "²": "$^2$",
+    "³": "$^3$",
+    "µ": r"$\mu$",
     "–": "--",
     "†": r"$\dagger$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
+    "→": r"$\to$",
     "…": r"\dots{}",
     "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "≠": r"$\ne$",
+    "≈": r"$\approx$",
+    "∞": r"$\infty$",
+    "∑": r"$\sum$",
+    **{letter: _greek(letter) for letter in "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"},
 }
+_LATEX_PATTERN = re.compile("|".join(map(re.escape, _LATEX)))
 
 
 _MINUS = re.compile(r"^-(?=\d)")

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lightning_cil.metrics.plots import plot_task_matrix
-from lightning_cil.report import Group, Runs, figures, load_runs
+from lightning_cil.report import Group, Runs, drawing, figures, load_runs
+from lightning_cil.report.drawing import draw_all
 from tests.report.hand_made import random_matrix, with_matrix, write_run
 
 
@@ -151,6 +152,62 @@ def test_files_are_the_same_bytes_again(runs: Runs, tmp_path: Path) -> None:
         assert image.size[0] > 600
     assert "matrix_05_class_il" not in str(files)
     assert "ER (n=2), Class-IL" in (tmp_path / "a/figures/matrix_01_class_il.svg").read_text()
+
+
+def test_another_process_draws_the_same(runs: Runs, tmp_path: Path) -> None:
+    picture = figures.pictures(runs.groups)[0]
+    urls = []
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        urls += draw_all([picture], tmp_path / str(processes), processes)
+    assert urls[0] == urls[1]
+    for ending in (".svg", ".png"):
+        one, other = (tmp_path / p / f"{picture.name}{ending}" for p in "12")
+        assert one.read_bytes() == other.read_bytes()
+    with pytest.raises(ValueError, match="processes=0"):
+        draw_all([picture], tmp_path, 0)
+
+
+def test_processes_are_as_many_as_are_useful(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Pool:
+        """Draws nothing."""
+
+        def __init__(self, processes: int, *args: Any) -> None:
+            asked.append(processes)
+
+        def __enter__(self) -> "Pool":
+            return self
+
+        def __exit__(self, *args: object) -> None:
+            pass
+
+        def map(self, draw: Any, pictures: list[Any], paths: list[Any]) -> list[str]:
+            return [picture.name for picture in pictures]
+
+    monkeypatch.setattr(drawing, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(drawing, "_cores", lambda: 64)
+    picture = figures.pictures(runs.groups)[0]
+    assert draw_all([picture] * drawing.MANY, tmp_path, None) == [picture.name] * drawing.MANY
+    assert asked == [drawing.MOST_PROCESSES]
+    assert draw_all([picture], tmp_path, None)[0].startswith("data:")
+    assert len(asked) == 1  # few are drawn here
+
+
+def test_the_same_features_are_laid_out_once() -> None:
+    table = np.random.default_rng(1).normal(size=(20, 3))
+    before = figures._tsne.cache_info()
+    places = [
+        [
+            points.get_offsets().tolist()
+            for points in figures.draw_features(features, np.arange(20) % 2).axes[0].collections
+        ]
+        for features in (table, table.copy(), table + 1)
+    ]
+    assert places[0] == places[1] != places[2]
+    after = figures._tsne.cache_info()
+    assert (after.hits - before.hits, after.misses - before.misses) == (1, 2)
 
 
 def test_figures_of_an_earlier_report_go_and_other_files_stay(runs: Runs, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Reports on multimodal runs: accuracies, M1 and M2; figures of a real tiny run against its records and results."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -365,7 +366,9 @@ def test_the_curve_is_the_papers_accuracy_after_each_task(runs: Runs) -> None:
 
 
 def test_report_and_paper_draw_what_there_is_to_draw(runs: Runs, tmp_path: Path) -> None:
-    names = [picture.name for picture in multimodal_figures.pictures(runs.groups, "1_")]
+    pictures = multimodal_figures.pictures(runs.groups, "1_")
+    pickle.dumps(pictures)  # other processes draw them
+    names = [picture.name for picture in pictures]
     assert names == ["1_similarity", "1_visual_features"]
     drawn = multimodal_figures.figure_of_paper("similarity", "fig1a", "cosines", runs.groups * 2, 2)
     assert [picture.name for picture in drawn] == ["fig1a", "fig1a_2"]

@@ -10,7 +10,8 @@ import pytest
 from lightning_cil.metrics.scores import FORMULAS
 from lightning_cil.report import groups, load_runs, tables
 from lightning_cil.report import runs as run_files
-from lightning_cil.report.tables import tables_csv
+from lightning_cil.report.groups import Stat
+from lightning_cil.report.tables import Column, Row, Table, latex_text, tables_csv
 from tests.report.hand_made import write_run
 
 NO_LOSS = {s: [[0.75, 0.0], [0.75, 1.0]] for s in ("class_il", "task_il")}
@@ -55,8 +56,11 @@ def test_latex_letter_by_letter(three: Path) -> None:
     assert LATEX_ROWS in text
     assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == 1
     assert "\\begin{tabular}{lrrrrrrrrrrr}" in text
-    assert r"ACC (\%) $\uparrow$: mean\_j A[T-1,j] \\" in text
+    assert r"ACC (\%) $\uparrow$: mean\_j A[T-1,j]\par" in text
     assert "\\begin{table}" in text
+    assert r"& PS $\uparrow$ & \begin{tabular}[b]{@{}r@{}}Memory \\ (MB)\end{tabular} &" in text
+    assert "\\resizebox{\\linewidth}{!}{\\usebox0}" in text
+    assert r"b: needs a Joint run (-{}-joint)\par" in text  # two hyphens, no dash
     assert text.endswith("\\end{table}\n")
 
 
@@ -117,3 +121,14 @@ def test_an_unknown_scenario_is_refused(three: Path) -> None:
 @pytest.mark.parametrize("module", [groups, run_files, tables], ids=lambda m: m.__name__.rpartition(".")[2])
 def test_examples_of_the_docstrings(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_latex_takes_no_name_for_a_command_or_an_option() -> None:
+    cells = (Stat(0.5, None, 1),)
+    labels = ("[1] α ≥ 0.5, λ → Ω", "*", "é_{x}~^\\$&#%")
+    rows = tuple(Row(label, "d", 1, True, cells) for label in labels)
+    text = Table("t", "t", (Column("ACC", "ACC", "fraction", ""),), rows).latex(formulas=False)
+    assert "\n{}[1] $\\alpha$ $\\ge$ 0.5, $\\lambda$ $\\to$ $\\Omega$ & 1 & 50.00 \\\\\n" in text
+    assert "\n{}* & 1 &" in text
+    assert "\né\\_\\{x\\}\\textasciitilde{}\\^{}\\textbackslash{}\\$\\&\\#\\% & 1 &" in text
+    assert latex_text("e\u0301") == "é"  # pdfLaTeX has letters with accents, no accents after letters

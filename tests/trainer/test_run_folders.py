@@ -6,14 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import Logger
 
 from lightning_cil.callbacks import ReplayBuffer, StreamCallback, StreamCheckpoint
+from lightning_cil.callbacks.interruption import RUN_KEY
 from lightning_cil.launch import ProcessDiedError
 from lightning_cil.methods import ER, FineTune
 from lightning_cil.run_lock import locked
 from lightning_cil.run_logger import RunLogger
 from lightning_cil.stream_checkpoint import newest_checkpoint, peek
+from lightning_cil.trainer import fit_stream
 from tests.callbacks.conftest import TinyTasks
 from tests.streams import fit, make
 
@@ -76,6 +80,56 @@ def test_without_a_logger_a_second_run_does_not_overwrite_the_first(tmp_path: Pa
     assert contents(tmp_path) == before
     run(tmp_path, logger=False, ckpt_path="last")
     assert json.loads((tmp_path / "results.json").read_text())["status"] == "complete"
+
+
+class Elsewhere(Logger):
+    """Has one folder for all its runs, as that of Weights & Biases, or none, as that of MLflow with a data base."""
+
+    name = version = "elsewhere"
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__()
+        self.folder = folder
+
+    @property
+    def save_dir(self) -> str | None:
+        return None if self.folder is None else str(self.folder)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        pass
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_with_a_logger_without_run_folders_every_run_gets_one(tmp_path: Path, shared: bool) -> None:
+    logger = Elsewhere(tmp_path if shared else None)
+    run(tmp_path, logger=logger, stop_after_task=0)
+    before = contents(tmp_path)
+    trainer = run(tmp_path, logger=logger, stop_after_task=0)
+    assert trainer.loggers == [logger]
+    assert Path(trainer.log_dir) == tmp_path / "version_1"
+    assert {p.name for p in tmp_path.iterdir()} == {"version_0", "version_1"}
+    saved = peek(tmp_path / "version_1" / "checkpoints" / "last.ckpt")
+    assert saved[RUN_KEY]["folder"] == "version_1"  # where a requeued job goes on
+    trainer = run(tmp_path, logger=logger, ckpt_path="last")
+    assert Path(trainer.log_dir) == tmp_path / "version_1"
+    assert json.loads((tmp_path / "version_1" / "results.json").read_text())["status"] == "complete"
+    assert (tmp_path / "version_1" / "records" / "task_0.npz").exists()
+    assert {name: content for name, content in contents(tmp_path).items() if "version_0" in name} == before
+
+
+def test_processes_share_the_folder_that_the_logger_lacks(tmp_path: Path) -> None:
+    trainer = run(tmp_path, logger=Elsewhere(None), devices=2, strategy="ddp_fork")
+    assert [p.parent.name for p in tmp_path.rglob("results.json")] == ["version_0"]
+    assert Path(trainer.log_dir) == tmp_path / "version_0"
+
+
+def test_a_stock_trainer_without_any_folder_is_said(tmp_path: Path) -> None:
+    trainer = Trainer(logger=Elsewhere(None), default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+    with pytest.warns(UserWarning, match="logger, Elsewhere, has no folder, so that no results.json"):
+        fit_stream(trainer, make(FineTune), TinyTasks(), stop_after_task=0)
 
 
 def test_a_folder_checkpoint_that_was_being_replaced_is_found(tmp_path: Path) -> None:
