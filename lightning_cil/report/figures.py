@@ -286,7 +286,7 @@ def draw_features(
 
 
 def draw_tsne(ax: "Axes", table: NDArray[Any], numbers: NDArray[Any], names: Mapping[int, str], seed: int = 0) -> None:
-    """t-SNE of float32 `[samples, dimensions]`, marked by `numbers` `[samples]`, whose `names` are for the legend.
+    """t-SNE of float `[samples, dimensions]`, marked by `numbers` `[samples]`, whose `names` are for the legend.
 
     Raises:
         ValueError: With fewer than 5 samples.
@@ -297,7 +297,7 @@ def draw_tsne(ax: "Axes", table: NDArray[Any], numbers: NDArray[Any], names: Map
         kept = np.linspace(0, len(table) - 1, MOST_POINTS).round().astype(int)
         table, numbers = table[kept], numbers[kept]
     perplexity = min(30.0, (len(table) - 1) / 4)
-    points = _tsne(table.tobytes(), len(table), perplexity, seed)
+    points = _tsne(np.asarray(table, dtype=np.float32).tobytes(), len(table), perplexity, seed)
     for place, (number, name) in enumerate(names.items()):
         x, y = points[numbers == number].T
         # bright to dark, so that the order shows in greyscale too
