@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -69,8 +70,16 @@ PRIVATE_NAMES = {
     "subprocess_launcher": ["procs"],
     "subprocess_script": ["_launch_process_observer"],
     "process_observer": ["_run"],
+    "tensorboard_logger": ["_version"],
 }
 """Checked by the contract test: owner -> attributes."""
+
+
+def reopen(logger: TensorBoardLogger, folder: str) -> None:
+    """Let a logger that has opened no folder yet write to one that is there, `version_<n>` or any other name."""
+    if logger._version is None:
+        number = folder.removeprefix("version_")
+        logger._version = int(number) if number.isdecimal() and folder != number else folder
 
 
 @contextmanager

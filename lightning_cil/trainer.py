@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import callbacks as stock
 from lightning.pytorch.callbacks import Checkpoint, OnExceptionCheckpoint, ProgressBar
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -392,6 +392,11 @@ class IncrementalTrainer(Trainer):
     def _go_on_in_its_folder(self, saved: dict[str, Any], folder: Path) -> None:
         if self.run_logger is not None and folder.is_dir():
             self.run_logger.resume(folder, int(saved.get(RUN_KEY, {}).get("rows", 0)))
+        elif (
+            isinstance(self.logger, TensorBoardLogger)
+            and folder.parent.resolve() == Path(self.logger.root_dir).resolve()
+        ):
+            _compat.reopen(self.logger, folder.name)
 
     @contextmanager
     def _own_folder(self, path: str | None) -> Iterator[None]:

@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -28,6 +30,7 @@ def trainer(tmp_path: Path) -> Trainer:
 
 
 def owners(trainer: Trainer) -> dict[str, object]:
+    version: Any = TensorBoardLogger.version.fget  # type: ignore[attr-defined]  # one cannot be made without TensorBoard
     return {
         "Trainer": trainer,
         "fit_loop": trainer.fit_loop,
@@ -39,6 +42,7 @@ def owners(trainer: Trainer) -> dict[str, object]:
         "subprocess_launcher": _SubprocessScriptLauncher(LightningEnvironment(), 1, 1),
         "subprocess_script": subprocess_script,
         "process_observer": _ChildProcessObserver(0, []),
+        "tensorboard_logger": SimpleNamespace(**dict.fromkeys(version.__code__.co_names)),
     }
 
 

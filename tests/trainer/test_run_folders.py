@@ -1,14 +1,16 @@
 """Which folder a run writes to, and what keeps another run out of it."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lightning_cil.callbacks import ReplayBuffer, StreamCallback, StreamCheckpoint
 from lightning_cil.callbacks.interruption import RUN_KEY
@@ -118,6 +120,38 @@ def test_with_a_logger_without_run_folders_every_run_gets_one(tmp_path: Path, sh
     assert json.loads((tmp_path / "version_1" / "results.json").read_text())["status"] == "complete"
     assert (tmp_path / "version_1" / "records" / "task_0.npz").exists()
     assert {name: content for name, content in contents(tmp_path).items() if "version_0" in name} == before
+
+
+class Writer:
+    """As much of `tensorboardX` as a logger uses: an event file in its folder."""
+
+    def __init__(self, log_dir: str) -> None:
+        Path(log_dir).mkdir(parents=True, exist_ok=True)
+        (Path(log_dir) / f"events_{len(list(Path(log_dir).glob('events_*')))}").touch()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+@pytest.mark.parametrize("name", ["lightning_logs", ""])
+def test_tensorboard_goes_on_in_the_folder_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", True)
+    monkeypatch.chdir(tmp_path)
+    for number in (0, 1):
+        trainer = run(tmp_path, logger=TensorBoardLogger(tmp_path, name), stop_after_task=0)
+        assert Path(trainer.log_dir) == tmp_path / name / f"version_{number}"
+    before = contents(tmp_path / name / "version_0")
+    trainer = run(tmp_path, logger=TensorBoardLogger(".", name), ckpt_path="last")
+    folder = Path(trainer.log_dir).resolve()
+    assert folder == tmp_path / name / "version_1"
+    assert {"task_0.npz", "task_1.npz"} <= {p.name for p in (folder / "records").iterdir()}
+    assert json.loads((folder / "results.json").read_text())["status"] == "complete"
+    assert contents(tmp_path / name / "version_0") == before
+    trainer = run(tmp_path, logger=TensorBoardLogger(tmp_path, name, version=7), ckpt_path="last")  # as it is told
+    assert Path(trainer.log_dir) == tmp_path / name / "version_7"
 
 
 def test_processes_share_the_folder_that_the_logger_lacks(tmp_path: Path) -> None:
