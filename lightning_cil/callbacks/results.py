@@ -153,19 +153,35 @@ def _version(package: str) -> str | None:
         return None
 
 
-def readable_json(value: Any, margin: str = "\n") -> str:
+def readable_json(value: Any, margin: str = "\n", name: str = "") -> str:
     """JSON with a line for each entry of an object and each row of a matrix.
 
     The rows are json's fast encoder's, which takes no indent: the file is written after every task, and grows.
+
+    Raises:
+        ValueError: For NaN or infinity, with the names that lead there.
     """
     inner = margin + " "
     if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
-        entries = [f"{json.dumps(key)}: {readable_json(entry, inner)}" for key, entry in value.items()]
+        entries = [
+            f"{json.dumps(key)}: {readable_json(entry, inner, f'{name}.{key}' if name else key)}"
+            for key, entry in value.items()
+        ]
         return f"{{{inner}{f',{inner}'.join(entries)}{margin}}}"
     if isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
-        rows = f",{inner}".join(json.dumps(entry, allow_nan=False) for entry in value)
+        rows = f",{inner}".join(_encode(entry, name) for entry in value)
         return f"[{inner}{rows}{margin}]"
-    return json.dumps(value, allow_nan=False)
+    return _encode(value, name)
+
+
+def _encode(value: Any, name: str) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            f"results.json: `{name}` holds NaN or infinity; expected finite numbers, and None where there is none. "
+            "Look at what the network gave for the last task's samples, or at the `extra_results` that made the number."
+        ) from error
 
 
 def _matrix_csv(results: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from lightning.pytorch import seed_everything
 
 from lightning_cil import IncrementalTrainer
 from lightning_cil.callbacks import ReplayBuffer
-from lightning_cil.callbacks.results import scores_of, write_atomically
+from lightning_cil.callbacks.results import readable_json, scores_of, write_atomically
 from lightning_cil.callbacks.stream_state import Counts, stream_state
 from lightning_cil.methods import ER, FineTune, Joint
 from lightning_cil.metrics import scores as formulas
@@ -247,7 +247,7 @@ def test_numbers_that_are_none_are_refused_instead_of_written(run: SimpleNamespa
     before = (run.folder / "results.json").read_text()
     seconds, state.times[0].seconds = state.times[0].seconds, float("nan")
     try:
-        with pytest.raises(ValueError, match="JSON compliant"):
+        with pytest.raises(ValueError, match=r"`seconds` holds NaN"):
             ResultsWriter().on_task_scored(run.trainer, run.trainer.lightning_module, run.trainer.datamodule.tasks[2])
     finally:
         state.times[0].seconds = seconds
@@ -302,3 +302,13 @@ def test_runs_of_other_settings_have_another_config(tmp_path: Path) -> None:
     assert [r["seed"] for r in found] == [1, 2, 1]
     assert found[0]["config"] == found[1]["config"]
     assert found[0]["config"] != found[2]["config"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_no_json_is_named(number: float) -> None:
+    for value, name in (({"m": {"M1": number}}, "m.M1"), ({"m": {"rows": [[0.5], [number]]}}, "m.rows")):
+        with pytest.raises(ValueError, match=rf"results\.json: `{name}` holds NaN or infinity; expected finite"):
+            readable_json(value)
+    assert json.loads(readable_json({"m": {"M1": None, "rows": [[0.5], []]}})) == {
+        "m": {"M1": None, "rows": [[0.5], []]}
+    }
