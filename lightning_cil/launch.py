@@ -46,7 +46,7 @@ GRACE = 5.0
 """Seconds in which a process may end by an error of its own, before it is ended."""
 
 REAP = 10.0
-"""Seconds that a killed process may take to end."""
+"""Seconds that killed processes may take to end."""
 
 GO_ON = "To go on from the newest checkpoint, give the same command with `--ckpt_path last`."
 
@@ -213,9 +213,10 @@ def _kill_children() -> None:
     started: list[Popen[bytes]] = [process for launcher in _launchers for process in launcher.procs]
     for process in started:
         process.kill()
+    end = time.monotonic() + REAP
     for process in started:
         with suppress(TimeoutExpired):
-            process.wait(REAP)
+            process.wait(max(0.0, end - time.monotonic()))
 
 
 def _start(target: Any, *args: Any) -> None:

@@ -328,7 +328,8 @@ class IncrementalTrainer(Trainer):
         """The newest `last.ckpt` below the root; the run goes on in its folder."""
         newest: Path | None = None
         problem: Exception | None = None
-        if self.is_global_zero:  # a rank that looked later would find the run locked by rank 0
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        if alone or self.is_global_zero:  # a rank that looked later would find the run locked by rank 0
             try:
                 newest = newest_checkpoint(self.default_root_dir, idle=True)
             except (ValueError, OSError) as error:
@@ -386,7 +387,8 @@ class IncrementalTrainer(Trainer):
         saved = peek(path)
         folder = saved.get(RUN_KEY, {}).get("folder")
         if folder is not None:
-            self._go_on_in_its_folder(saved, Path(self.default_root_dir) / folder)
+            root = self.logger.root_dir if isinstance(self.logger, TensorBoardLogger) else self.default_root_dir
+            self._go_on_in_its_folder(saved, Path(root) / folder)
         return str(path)
 
     def _go_on_in_its_folder(self, saved: dict[str, Any], folder: Path) -> None:
@@ -407,11 +409,13 @@ class IncrementalTrainer(Trainer):
                 try:
                     if self.run_logger is not None:
                         self.run_logger.choose_folder()
-                    folder = Path(self.default_root_dir if self.run_logger is None else self.run_logger.log_dir)
+                    keeper: Any = self.run_logger or self.logger
+                    folder = str(keeper.log_dir if has_folder(keeper) else self.default_root_dir)
                     if not self.loggers:
-                        _check_vacant(folder, path)
-                    if self.run_logger is not None or not self.loggers:
-                        stack.enter_context(locked(folder))
+                        _check_vacant(Path(folder), path)
+                    if "://" not in folder:
+                        Path(folder).mkdir(parents=True, exist_ok=True)
+                        stack.enter_context(locked(Path(folder)))
                 except (ValueError, OSError) as error:
                     problem = error
             problem = self.strategy.broadcast(problem)
@@ -480,7 +484,8 @@ def fit_stream(
             "`fit_stream` got a trainer with several processes and no seed, so that each would draw another stream. "
             "Call `lightning.pytorch.seed_everything` first."
         )
-    if trainer.loggers and not has_folder(trainer.logger) and trainer.loggers[0].save_dir is None:
+    folderless = trainer.loggers and not has_folder(trainer.logger) and trainer.loggers[0].save_dir is None
+    if folderless and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         rank_zero_warn(
             f"`fit_stream` got a trainer whose logger, {type(trainer.logger).__name__}, has no folder, so that no "
             "results.json is written. Put `CSVLogger` first, or use `IncrementalTrainer`, which makes a run folder."

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from lightning_cil import run_lock
 from lightning_cil.run_lock import busy, locked
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
+from lightning_cil import run_lock
 from lightning_cil.run_lock import locked
 with locked(Path(sys.argv[1])):
     if os.fork() == 0:
@@ -23,6 +25,7 @@ with locked(Path(sys.argv[1])):
 LET_GO_LATE = """
 import os, sys, time
 from pathlib import Path
+from lightning_cil import run_lock
 from lightning_cil.run_lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
@@ -57,7 +60,8 @@ def test_a_kill_lets_go_even_if_a_forked_process_lives_on(tmp_path: Path) -> Non
         holder.stdout.close()
 
 
-def test_a_lock_that_comes_free_a_moment_later_is_waited_for(tmp_path: Path) -> None:
+def test_a_lock_that_comes_free_a_moment_later_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "GRACE", 60.0)
     with subprocess.Popen(
         [sys.executable, "-c", LET_GO_LATE, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:

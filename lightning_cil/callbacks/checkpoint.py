@@ -57,8 +57,9 @@ class StreamCheckpoint(Checkpoint):
         """Clear away what a killed run left half-written."""
         folder = self.directory(trainer)
         if trainer.is_global_zero:
-            for draft in (*folder.glob("*.part"), *folder.parent.glob("*.part"), *folder.glob("*.old")):
-                _remove(draft)
+            old = [path for path in folder.glob("*.old") if path.with_suffix("").exists()]  # else it is all there is
+            for draft in (*folder.glob("*.part"), *folder.parent.glob("*.part"), *old):
+                remove_checkpoint(draft)
         self.saved_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,7 +100,7 @@ class StreamCheckpoint(Checkpoint):
         folder = self.directory(trainer)  # a collective: not on rank 0 alone
         if self.keep_tasks and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             draft = folder / "last.ckpt.part"
-            _remove(draft)
+            remove_checkpoint(draft)
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, draft)
             else:
@@ -126,7 +127,7 @@ class StreamCheckpoint(Checkpoint):
                     _check_readable(draft)
                 replace_durably(draft, path)
         except OSError as error:
-            _remove(draft)
+            remove_checkpoint(draft)
             raise OSError(_not_written(path, error, path.with_name("last.ckpt"))) from error
         self.written.add(name)
         self.saved_step = self._seen_step = trainer.global_step
@@ -146,7 +147,7 @@ def _check_readable(path: Path) -> None:
     except pickle.UnpicklingError as error:
         states: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False).get("callbacks", {})
         names = [name for name, state in states.items() if not _is_plain(state)]
-        _remove(path)
+        remove_checkpoint(path)
         where = f"the state of {' and '.join(names)} holds" if names else "something in it is"
         raise TypeError(
             f"The checkpoint could not be read again: {where} more than tensors, numbers, strings, and dicts and lists "
@@ -181,7 +182,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     """Copy a checkpoint, file or folder; the target is there as a whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(target.name + ".part")
-    _remove(draft)
+    remove_checkpoint(draft)
     if source.is_dir():
         shutil.copytree(source, draft)
     else:
@@ -196,10 +197,10 @@ def replace_durably(source: Path, target: Path) -> None:
             _sync(path)
     if target.is_dir():  # sharded checkpoints are folders, which cannot be replaced in one step
         old = target.with_name(target.name + ".old")
-        _remove(old)
+        remove_checkpoint(old)
         os.rename(target, old)
         os.rename(source, target)
-        _remove(old)
+        remove_checkpoint(old)
     else:
         os.replace(source, target)
     _sync(target.parent)
@@ -218,7 +219,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, file or folder, or a draft of one; nothing where there is none."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -40,7 +40,8 @@ def equalise_buffers(trainer: Trainer, module: nn.Module) -> None:
         for buffer in module.buffers():
             values = buffer.contiguous()
             torch.distributed.broadcast(values, src=0)
-            buffer.copy_(values)
+            if values is not buffer:
+                buffer.copy_(values)
 
 
 class _Gather(torch.autograd.Function):

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_cil import _compat
 from lightning_cil.callbacks.base import StreamCallback
-from lightning_cil.callbacks.checkpoint import StreamCheckpoint, copy_checkpoint
+from lightning_cil.callbacks.checkpoint import StreamCheckpoint, copy_checkpoint, remove_checkpoint
 from lightning_cil.callbacks.stream_state import stream_state
 
 RUN_KEY = "lightning_cil.run"
@@ -220,8 +222,13 @@ class Interruption(StreamCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note the run folder, how many rows are logged, and the SLURM job."""
-        position = getattr(getattr(trainer, "run_logger", trainer.logger), "position", None)
-        checkpoint[RUN_KEY] = {"job": slurm_job(), **(position() if position is not None else {})}
+        logger: Any = getattr(trainer, "run_logger", None) or trainer.logger
+        position: dict[str, Any] = {}
+        if hasattr(logger, "position"):
+            position = logger.position()
+        elif isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:  # others do not know the version
+            position = {"folder": Path(logger.log_dir).name}
+        checkpoint[RUN_KEY] = {"job": slurm_job(), **position}
 
     # ------------------------------------------------------------------ SLURM
 
@@ -240,7 +247,7 @@ class Interruption(StreamCallback):
         if slurm_job() is not None and trainer.is_global_zero:
             for path in requeue_checkpoints(Path(trainer.default_root_dir)):
                 if saved_job(path) == slurm_job():
-                    path.unlink()
+                    remove_checkpoint(path)
 
 
 def slurm_job() -> str | None:
@@ -260,7 +267,7 @@ def requeue_checkpoints(root: Path) -> list[Path]:
 def saved_job(path: Path) -> str | None:
     """The SLURM job that wrote a checkpoint; `None` for another's, or a damaged one."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = torch.load(_compat.metadata_file(path), map_location="cpu", weights_only=True, mmap=True)
     except Exception:
         return None
     job: str | None = saved.get(RUN_KEY, {}).get("job")

@@ -178,9 +178,11 @@ def _encode(value: Any, name: str) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError as error:
+        if "JSON compliant" not in str(error):
+            raise
         raise ValueError(
             f"results.json: `{name}` holds NaN or infinity; expected finite numbers, and None where there is none. "
-            "Look at what the network gave for the last task's samples, or at the `extra_results` that made the number."
+            "Look at the setting of that name, at what the network gives, or at the `extra_results` that made it."
         ) from error
 
 

@@ -50,10 +50,9 @@ def _draw(picture: Picture, path: Path) -> str:
 
 
 def _start() -> None:
-    """Prepare a process: matplotlib's settings, and one thread, since there is a process for each core."""
+    """Prepare a process."""
     import matplotlib
 
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of t-SNE, which is imported later
     matplotlib.rcParams.update(_style())
 
 

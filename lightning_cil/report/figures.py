@@ -313,9 +313,11 @@ def draw_tsne(ax: "Axes", table: NDArray[Any], numbers: NDArray[Any], names: Map
 def _tsne(table: bytes, samples: int, perplexity: float, seed: int) -> NDArray[Any]:
     """Points `[samples, 2]` of a float32 table. Methods that start from the same towers have the same ones before."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     features = np.frombuffer(table, dtype=np.float32).reshape(samples, -1)
-    points: NDArray[Any] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
+    with threadpool_limits(1):  # sums in another order give another picture
+        points: NDArray[Any] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
     return points
 
 

@@ -163,8 +163,7 @@ class Table:
                 _MINUS.sub("$-$", latex_text(t)) + (f"\\textsuperscript{{{latex_text(m)}}}" if m else "")
                 for t, m in self.texts(row)
             ]
-            first = "{}" if cells[0].startswith(("[", "*")) else ""  # an option of the line before otherwise
-            lines.append(first + " & ".join(cells) + r" \\")
+            lines.append(_after_break(cells[0]) + " & ".join(cells) + r" \\")
         lines += [
             "\\bottomrule",
             "\\end{tabular}}",
@@ -345,8 +344,8 @@ def latex_text(text: str) -> str:
     r"""Escape what LaTeX would take for a command, and write as one what pdfLaTeX has no letter for.
 
     Example:
-        >>> latex_text("AF (%) ↓"), latex_text("a_b ± 1"), latex_text("α ≥ 2")
-        ('AF (\\%) $\\downarrow$', 'a\\_b $\\pm$ 1', '$\\alpha$ $\\ge$ 2')
+        >>> latex_text("AF (%) ↓"), latex_text("a_b ± 1"), latex_text("α ≥ 2"), latex_text("---a-b")
+        ('AF (\\%) $\\downarrow$', 'a\\_b $\\pm$ 1', '$\\alpha$ $\\ge$ 2', '-{}-{}-a-b')
     """
     return _LATEX_PATTERN.sub(lambda m: _LATEX[m[0]], unicodedata.normalize("NFC", text))
 
@@ -356,7 +355,13 @@ def _latex_head(head: str) -> str:
     parts = textwrap.wrap(head, LONGEST_HEAD, break_long_words=False, break_on_hyphens=False)
     if len(parts) == 1:
         return latex_text(head)
-    return "\\begin{tabular}[b]{@{}r@{}}" + r" \\ ".join(map(latex_text, parts)) + "\\end{tabular}"
+    lines = r" \\ ".join(_after_break(part) + latex_text(part) for part in parts)
+    return f"\\begin{{tabular}}[b]{{@{{}}r@{{}}}}{lines}\\end{{tabular}}"
+
+
+def _after_break(text: str) -> str:
+    """What keeps a text from being an option of the line before."""
+    return "{}" if text.startswith(("[", "*")) else ""
 
 
 LONGEST_HEAD = 9
@@ -382,7 +387,7 @@ _LATEX = {
     "<": "$<$",
     ">": "$>$",
     "|": "$|$",
-    "--": "-{}-",  # else a dash
+    "-": "-{}",  # before another one: else they become a dash
     "`": "'",
     "±": r"$\pm$",
     "×": r"$\times$",
@@ -405,7 +410,7 @@ _LATEX = {
     "∑": r"$\sum$",
     **{letter: _greek(letter) for letter in "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"},
 }
-_LATEX_PATTERN = re.compile("|".join(map(re.escape, _LATEX)))
+_LATEX_PATTERN = re.compile("|".join("-(?=-)" if key == "-" else re.escape(key) for key in _LATEX))
 
 
 _MINUS = re.compile(r"^-(?=\d)")

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from lightning_cil import _compat
 from lightning_cil.callbacks import Interruption
+from lightning_cil.callbacks.interruption import RUN_KEY, requeue_checkpoints, saved_job
 
 HERE: Any = SimpleNamespace(world_size=1, is_global_zero=True, callbacks=[], global_step=7)
 """As much of a trainer as a signal needs."""
@@ -46,6 +49,19 @@ def test_a_requeued_job_is_not_told_to_go_on(tmp_path: Path) -> None:
     for requeue_signal, told in ((None, True), (signal.SIGUSR1, False)):
         with listener.listening(HERE, requeue_signal):
             assert ("Go on:" in listener._message(HERE, signal.SIGUSR1, last, saved=True)) is told
+
+
+def test_a_sharded_checkpoint_knows_its_job_and_goes_with_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for number, job in ((1, "7"), (2, "8")):
+        folder = tmp_path / f"hpc_ckpt_{number}.ckpt"
+        folder.mkdir()
+        torch.save({RUN_KEY: {"job": job}}, _compat.metadata_file(folder))
+        assert saved_job(folder) == job
+    Interruption().on_stream_end(SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path), HERE)  # type: ignore[arg-type]
+    assert [p.name for p in requeue_checkpoints(tmp_path)] == ["hpc_ckpt_2.ckpt"]  # another job's
 
 
 def test_a_stock_trainer_is_given_the_file(tmp_path: Path) -> None:

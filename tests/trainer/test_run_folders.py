@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lightning_cil.callbacks import ReplayBuffer, StreamCallback, StreamCheckpoint
-from lightning_cil.callbacks.interruption import RUN_KEY
+from lightning_cil.callbacks.interruption import RUN_KEY, keep_for_requeue
 from lightning_cil.launch import ProcessDiedError
 from lightning_cil.methods import ER, FineTune
 from lightning_cil.run_lock import locked
@@ -133,12 +133,17 @@ class Writer:
         return lambda *args, **kwargs: None
 
 
+@pytest.fixture
+def tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", True)
+
+
+@pytest.mark.usefixtures("tensorboard")
 @pytest.mark.parametrize("name", ["lightning_logs", ""])
 def test_tensorboard_goes_on_in_the_folder_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
-    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", True)
     monkeypatch.chdir(tmp_path)
     for number in (0, 1):
         trainer = run(tmp_path, logger=TensorBoardLogger(tmp_path, name), stop_after_task=0)
@@ -150,8 +155,24 @@ def test_tensorboard_goes_on_in_the_folder_of_the_run(
     assert {"task_0.npz", "task_1.npz"} <= {p.name for p in (folder / "records").iterdir()}
     assert json.loads((folder / "results.json").read_text())["status"] == "complete"
     assert contents(tmp_path / name / "version_0") == before
+    with locked(folder), pytest.raises(ValueError, match="goes on in another process"):
+        run(tmp_path, logger=TensorBoardLogger(tmp_path, name, version=1))
     trainer = run(tmp_path, logger=TensorBoardLogger(tmp_path, name, version=7), ckpt_path="last")  # as it is told
     assert Path(trainer.log_dir) == tmp_path / name / "version_7"
+
+
+def test_a_requeued_job_goes_on_in_the_folder_of_tensorboard(
+    tmp_path: Path, tensorboard: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "cil"}.items():
+        monkeypatch.setenv(name, value)
+    run(tmp_path, logger=TensorBoardLogger(tmp_path / "tb"), stop_after_task=0)
+    (last,) = tmp_path.rglob("last.ckpt")
+    keep_for_requeue(last, tmp_path)
+    trainer = run(tmp_path, logger=TensorBoardLogger(tmp_path / "tb"))
+    assert Path(trainer.log_dir) == tmp_path / "tb" / "lightning_logs" / "version_0"
+    assert json.loads((Path(trainer.log_dir) / "results.json").read_text())["status"] == "complete"
+    assert not list(tmp_path.glob("hpc_ckpt_*"))
 
 
 def test_processes_share_the_folder_that_the_logger_lacks(tmp_path: Path) -> None:
@@ -164,6 +185,22 @@ def test_a_stock_trainer_without_any_folder_is_said(tmp_path: Path) -> None:
     trainer = Trainer(logger=Elsewhere(None), default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
     with pytest.warns(UserWarning, match="logger, Elsewhere, has no folder, so that no results.json"):
         fit_stream(trainer, make(FineTune), TinyTasks(), stop_after_task=0)
+
+
+def test_the_only_checkpoint_is_not_cleared_away(tmp_path: Path) -> None:
+    run(tmp_path, logger=False, stop_after_task=0)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    old = last.rename(last.with_name("last.ckpt.old"))
+    run(tmp_path, logger=False, ckpt_path=old)
+    assert json.loads((tmp_path / "results.json").read_text())["status"] == "complete"
+
+
+def test_a_node_that_has_met_no_other_looks_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `ddp_spawn` on several nodes, where each starts its processes; rank 0 is in another node."""
+    run(tmp_path, stop_after_task=0)
+    trainer = run(tmp_path, logger=False, fast_dev_run=1)
+    monkeypatch.setattr(type(trainer), "is_global_zero", property(lambda self: False))
+    assert trainer._last_checkpoint("FineTune") == str(tmp_path / "version_0" / "checkpoints" / "last.ckpt")
 
 
 def test_a_folder_checkpoint_that_was_being_replaced_is_found(tmp_path: Path) -> None:
