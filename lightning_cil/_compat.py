@@ -78,8 +78,13 @@ PRIVATE_NAMES = {
 def reopen(logger: TensorBoardLogger, folder: str) -> None:
     """Let a logger that has opened no folder yet write to one that is there, `version_<n>` or any other name."""
     if logger._version is None:
-        number = folder.removeprefix("version_")
-        logger._version = int(number) if number.isdecimal() and folder != number else folder
+        logger._version = version_of(folder)
+
+
+def version_of(folder: str) -> int | str:
+    """What a logger calls the version whose folder has this name."""
+    number = folder.removeprefix("version_")
+    return int(number) if number.isdecimal() and folder != number else folder
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from lightning_cil._compat import version_of
 from lightning_cil.callbacks.results import write_atomically
 
 
@@ -38,8 +39,7 @@ class RunLogger(CSVLogger):
             rows: Rows that were logged when the checkpoint was written; later ones are dropped.
         """
         self._save_dir = self._root_dir = str(folder.parent)
-        number = folder.name.removeprefix("version_")
-        self._version = int(number) if number.isdecimal() and folder.name != number else folder.name
+        self._version = version_of(folder.name)
         self._rows = rows
         self._resumed = True
 

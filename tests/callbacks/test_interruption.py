@@ -60,7 +60,8 @@ def test_a_sharded_checkpoint_knows_its_job_and_goes_with_the_stream(
         folder.mkdir()
         torch.save({RUN_KEY: {"job": job}}, _compat.metadata_file(folder))
         assert saved_job(folder) == job
-    Interruption().on_stream_end(SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path), HERE)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(is_global_zero=True, default_root_dir=tmp_path)
+    Interruption().on_stream_end(trainer, HERE)
     assert [p.name for p in requeue_checkpoints(tmp_path)] == ["hpc_ckpt_2.ckpt"]  # another job's
 
 

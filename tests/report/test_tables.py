@@ -132,3 +132,9 @@ def test_latex_takes_no_name_for_a_command_or_an_option() -> None:
     assert "\n{}* & 1 &" in text
     assert "\né\\_\\{x\\}\\textasciitilde{}\\^{}\\textbackslash{}\\$\\&\\#\\% & 1 &" in text
     assert latex_text("e\u0301") == "é"  # pdfLaTeX has letters with accents, no accents after letters
+
+
+def test_a_head_in_lines_is_no_option_of_a_line() -> None:
+    row = Row("ER", "d", 1, True, (Stat(0.5, None, 1),))
+    text = Table("t", "t", (Column("m", "Accuracy [MB]", "fraction", ""),), (row,)).latex(formulas=False)
+    assert r"Accuracy \\ {}[MB]" in text
